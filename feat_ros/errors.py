@@ -1,0 +1,27 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Errors a user can mend: each message is one sentence with the value and the way out."""
+
+
+class FeatRosError(Exception):
+    """Base of every error that is the input's fault, not ours; a command prints it and exits 1."""
+
+
+class ConfigError(FeatRosError):
+    """An option has an unknown name, a wrong type or a value out of range."""
+
+
+class CameraError(FeatRosError):
+    """A camera model or its parameters cannot be used."""
+
+
+class ImageError(FeatRosError):
+    """An image cannot be read or is not 8-bit RGB or grey."""
+
+
+class MapError(FeatRosError):
+    """A map folder is missing, damaged, incomplete or does not fit what is asked of it."""
+
+
+class DataError(FeatRosError):
+    """A text file, folder or COLMAP model that was given as input cannot be used."""

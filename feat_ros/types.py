@@ -1,0 +1,124 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The records that travel between the steps of localization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feat_ros.geometry import Rigid3d
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Local features of one image, strongest first.
+
+    ==============  ========  =========================================================
+    ``keypoints``   (N, 2)    float32 (x, y) in pixels of the original image, the centre
+                              of its top-left pixel at (0.5, 0.5)
+    ``scores``      (N,)      float32, larger is stronger
+    ``descriptors`` (N, D)    float32, unit length
+    ``stability``   (N,)      float32 in [0, 1]: will it still be there next winter
+    ``scales``      (N,)      float32 > 0: the size of the neighbourhood that fixed the
+                              position, in pixels; position noise grows with it
+    ==============  ========  =========================================================
+    """
+
+    keypoints: Float32
+    scores: Float32
+    descriptors: Float32
+    stability: Float32
+    scales: Float32
+
+    def __post_init__(self) -> None:
+        """Check that all arrays have one row a keypoint.
+
+        :raises ValueError: shapes that do not agree.
+        """
+        n = len(self.keypoints)
+        shapes = {name: getattr(self, name).shape for name in self.__dataclass_fields__}
+        if (
+            shapes['keypoints'] != (n, 2)
+            or len(shapes['descriptors']) != 2
+            or any(shape[0] != n for shape in shapes.values())
+        ):
+            raise ValueError(f'features have shapes {shapes}: every array needs {n} rows')
+
+    def __len__(self) -> int:
+        """Return the number of keypoints."""
+        return len(self.keypoints)
+
+
+class FailureReason(str, Enum):
+    """Why a frame was not localized; the names are published in diagnostics and reports."""
+
+    NO_FEATURES = 'NO_FEATURES'
+    NO_CANDIDATES = 'NO_CANDIDATES'
+    TOO_FEW_MATCHES = 'TOO_FEW_MATCHES'
+    PNP_FAILED = 'PNP_FAILED'
+    TOO_FEW_INLIERS = 'TOO_FEW_INLIERS'
+    DEGENERATE_SPREAD = 'DEGENERATE_SPREAD'
+    COVARIANCE_TOO_LARGE = 'COVARIANCE_TOO_LARGE'
+    ODOMETRY_DISAGREES = 'ODOMETRY_DISAGREES'
+
+
+@dataclass(frozen=True, eq=False)
+class PoseEstimate:
+    """A camera's place in the map.
+
+    :ivar cam_from_map: map coordinates to the camera's optical frame (x right, y down, z ahead).
+    :ivar covariance: (6, 6) of ``map_from_cam``: x, y, z in metres, then rotation about the map's
+        x, y, z in radians (ROS's PoseWithCovariance); errors are ``true - estimate`` and
+        ``log(R_true R_estimate^T)``.
+    :ivar mode: 'global' or 'prior', how the candidate points were found.
+    :ivar inliers: rows of the matches that the pose agrees with.
+    :ivar matches: (M, 2) int: query keypoint, map point.
+    :ivar ms: milliseconds spent per stage.
+    """
+
+    cam_from_map: Rigid3d
+    covariance: Float64
+    num_matches: int
+    num_inliers: int
+    mode: str
+    inliers: npt.NDArray[np.intp]
+    matches: npt.NDArray[np.int64]
+    ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PoseFailure:
+    """Why there is no pose, with what is known about the attempt."""
+
+    reason: FailureReason
+    detail: str
+    num_matches: int = 0
+    num_inliers: int = 0
+    mode: str = 'global'
+    ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class PosePrior:
+    """Where the camera should be, from the last fix or odometry.
+
+    :ivar cam_from_map: the predicted pose.
+    :ivar radius_m: the position is within this distance of the prediction.
+    :ivar angle_deg: the orientation is within this angle of the prediction.
+    """
+
+    cam_from_map: Rigid3d
+    radius_m: float = 1.0
+    angle_deg: float = 10.0
+
+
+LocalizationResult = PoseEstimate | PoseFailure
+JsonDict = dict[str, Any]
