@@ -156,7 +156,7 @@ class Camera:
         return pixels, jacobian * self.focal_xy[:, None]
 
     def _project_perspective(self, points: Float) -> tuple[Float, Float]:
-        x, y, z = points.T
+        z = points[:, 2]
         depth = np.where(z > 0, z, np.nan)
         uv = points[:, :2] / depth[:, None]
         limit = self._radial_table[0][-1]
@@ -283,4 +283,4 @@ def _solve_2x2(a: Float, b: Float) -> Float:
     determinant = a[:, 0, 0] * a[:, 1, 1] - a[:, 0, 1] * a[:, 1, 0]
     x = a[:, 1, 1] * b[:, 0] - a[:, 0, 1] * b[:, 1]
     y = a[:, 0, 0] * b[:, 1] - a[:, 1, 0] * b[:, 0]
-    return np.column_stack([x, y]) / determinant[:, None]
+    return np.asarray(np.column_stack([x, y]) / determinant[:, None])
