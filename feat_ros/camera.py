@@ -160,7 +160,7 @@ class Camera:
         depth = np.where(z > 0, z, np.nan)
         uv = points[:, :2] / depth[:, None]
         limit = self._radial_table[0][-1]
-        uv[np.sum(uv * uv, axis=1) > limit * limit] = np.nan
+        uv[~(np.sum(uv * uv, axis=1) <= limit * limit)] = np.nan
         jacobian = np.zeros((len(points), 2, 3))
         jacobian[:, 0, 0] = jacobian[:, 1, 1] = 1 / depth
         jacobian[:, :, 2] = -uv / depth[:, None]
@@ -177,8 +177,9 @@ class Camera:
         theta = np.where((norm_squared > 0) & (theta <= self._radial_table[0][-1]), theta, np.nan)
         gain, slope = _fisheye_gain(theta**2, self.distortion)
         theta_d = theta * gain
-        # Near the axis scale = theta_d / rho tends to 1 / z and its slope to zero.
-        near = rho < 1e-9 * np.sqrt(norm_squared)
+        # Near the axis scale = theta_d / rho tends to 1 / z and its slope to zero; right behind
+        # the camera, where it is infinite, a point has no direction in the image.
+        near = (rho < 1e-9 * np.sqrt(norm_squared)) & (z > 0)
         safe_rho = np.where(near, 1.0, rho)
         scale = np.where(near, 1 / z, theta_d / safe_rho)
         theta_d_slope = gain + 2 * theta**2 * slope
@@ -202,9 +203,9 @@ class Camera:
         plane = (pixels - self.center_xy) / self.focal_xy
         if self.is_fisheye:
             return self._unproject_fisheye(plane)
-        uv = plane
-        if np.any(self.distortion):
-            uv = self._undistort(plane)
+        uv = self._undistort(plane) if np.any(self.distortion) else plane.copy()
+        limit = self._radial_table[0][-1] * (1 + 1e-9)
+        uv[~(np.sum(uv * uv, axis=1) <= limit * limit)] = np.nan
         rays = np.column_stack([uv, np.ones(len(uv))])
         return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))
 
@@ -221,9 +222,8 @@ class Camera:
                 if not np.any(np.abs(step) > 1e-14):
                     break
             error = np.abs(_distort(uv, self.distortion)[0] - plane).max(axis=1, initial=0.0)
-            inside = np.sum(uv * uv, axis=1) <= (radius[-1] * (1 + 1e-9)) ** 2
-        uv[~((error < 1e-9) & inside)] = np.nan
-        return uv
+        uv[~(error < 1e-9)] = np.nan
+        return np.asarray(uv)
 
     def _unproject_fisheye(self, plane: Float) -> Float:
         angle, distorted = self._radial_table

@@ -25,3 +25,23 @@ class MapError(FeatRosError):
 
 class DataError(FeatRosError):
     """A text file, folder or COLMAP model that was given as input cannot be used."""
+
+
+class BagError(FeatRosError):
+    """A recorded bag is missing, damaged or does not hold what is asked of it."""
+
+
+class TransformError(FeatRosError):
+    """A transform between two frames cannot be given."""
+
+
+class UnknownFrameError(TransformError):
+    """No transform names the frame."""
+
+
+class DisconnectedFramesError(TransformError):
+    """No chain of transforms leads from one frame to the other."""
+
+
+class OutsideTimeRangeError(TransformError):
+    """A transform on the way is not known at the time asked for."""

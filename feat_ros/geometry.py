@@ -54,7 +54,7 @@ def _series(angle_squared: Float) -> tuple[Float, Float, Float]:
     square = np.where(small, 1.0, angle_squared)
     x = np.sqrt(square)
     a = np.where(small, 1 - angle_squared / 6, np.sin(x) / x)
-    b = np.where(small, 0.5 - angle_squared / 24, (1 - np.cos(x)) / square)
+    b = np.where(small, 0.5 - angle_squared / 24, 2 * (np.sin(x / 2) / x) ** 2)
     c = np.where(small, 1 / 6 - angle_squared / 120, (x - np.sin(x)) / (square * x))
     return a, b, c
 

@@ -27,8 +27,7 @@ class Features:
     ``scores``      (N,)      float32, larger is stronger
     ``descriptors`` (N, D)    float32, unit length
     ``stability``   (N,)      float32 in [0, 1]: will it still be there next winter
-    ``scales``      (N,)      float32 > 0: the size of the neighbourhood that fixed the
-                              position, in pixels; position noise grows with it
+    ``pixel_sigma`` (N,)      float32: standard deviation of each coordinate, in pixels
     ==============  ========  =========================================================
     """
 
@@ -36,21 +35,21 @@ class Features:
     scores: Float32
     descriptors: Float32
     stability: Float32
-    scales: Float32
+    pixel_sigma: Float32
 
     def __post_init__(self) -> None:
         """Check that all arrays have one row a keypoint.
 
         :raises ValueError: shapes that do not agree.
         """
-        n = len(self.keypoints)
         shapes = {name: getattr(self, name).shape for name in self.__dataclass_fields__}
-        if (
-            shapes['keypoints'] != (n, 2)
-            or len(shapes['descriptors']) != 2
-            or any(shape[0] != n for shape in shapes.values())
-        ):
-            raise ValueError(f'features have shapes {shapes}: every array needs {n} rows')
+        rows, dim = shapes['keypoints'][:1], shapes['descriptors'][-1:]
+        wanted = dict.fromkeys(shapes, rows) | {
+            'keypoints': (*rows, 2),
+            'descriptors': (*rows, *dim),
+        }
+        if shapes != wanted:
+            raise ValueError(f'features have shapes {shapes}: they must be {wanted}')
 
     def __len__(self) -> int:
         """Return the number of keypoints."""

@@ -1,0 +1,213 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The text files of localization: COLMAP models, query lists and pose lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from feat_ros.camera import Camera
+from feat_ros.errors import CameraError, DataError
+from feat_ros.geometry import Rigid3d
+
+
+@dataclass(frozen=True, eq=False)
+class PosedImage:
+    """One image of a COLMAP model.
+
+    :ivar points: numbers of the model's 3D points that it saw; empty where only poses are known.
+    """
+
+    name: str
+    camera: Camera
+    cam_from_map: Rigid3d
+    points: npt.NDArray[np.int64]
+
+
+def read_colmap_model(folder: str | Path) -> list[PosedImage]:
+    """Read the cameras and images of a COLMAP model, ordered by name.
+
+    Text (``cameras.txt``, ``images.txt``) is read here, a binary model through pycolmap.
+
+    :raises DataError: missing files, missing or bad columns, with file and line.
+    :raises CameraError: an unknown camera model or impossible parameters.
+    """
+    folder = Path(folder)
+    if (folder / 'images.txt').is_file():
+        images = list(_read_text_model(folder))
+    elif (folder / 'images.bin').is_file():
+        images = list(_read_binary_model(folder))
+    else:
+        raise DataError(
+            f'no COLMAP model in {folder}: it needs cameras.txt and images.txt, or .bin'
+        )
+    if not images:
+        raise DataError(f'the COLMAP model in {folder} has no images')
+    by_name = {image.name: image for image in images}
+    if len(by_name) < len(images):
+        names = [image.name for image in images]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f'the COLMAP model in {folder} has image {twice!r} twice')
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _read_text_model(folder: Path) -> Iterator[PosedImage]:
+    cameras = {}
+    for where, line in _lines(folder / 'cameras.txt'):
+        number, *words = line.split()
+        cameras[number] = _camera(words, where)
+    numbered = [
+        (f'{folder / "images.txt"}:{number}', line)
+        for number, line in enumerate(_read_text(folder / 'images.txt').splitlines(), 1)
+        if not line.startswith('#')
+    ]
+    # An image is two lines; the second, of points, may be empty and is absent after the last.
+    for row in range(0, len(numbered), 2):
+        where, line = numbered[row]
+        if not line.strip():
+            continue
+        words = line.split(maxsplit=9)
+        if len(words) < 10:
+            raise DataError(
+                f'{where} has {len(words)} columns: an image needs ID QW QX QY QZ TX TY TZ '
+                'CAMERA_ID NAME, and a line of points (or an empty one) after it'
+            )
+        if words[8] not in cameras:
+            raise DataError(f'{where} names camera {words[8]}, which cameras.txt does not have')
+        points = numbered[row + 1][1].split()[2::3] if row + 1 < len(numbered) else []
+        yield PosedImage(
+            name=words[9].strip(),
+            camera=cameras[words[8]],
+            cam_from_map=_pose(words[1:8], where),
+            points=_point_numbers(points, where),
+        )
+
+
+def _point_numbers(words: list[str], where: str) -> npt.NDArray[np.int64]:
+    try:
+        numbers = np.array([int(word) for word in words], np.int64)
+    except ValueError:
+        raise DataError(
+            f'the line after {where} is not a list of X Y POINT3D_ID: leave it empty or mend it'
+        ) from None
+    return np.unique(numbers[numbers >= 0])
+
+
+def _read_binary_model(folder: Path) -> Iterator[PosedImage]:
+    import pycolmap
+
+    try:
+        model = pycolmap.Reconstruction(folder)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise DataError(f'the COLMAP model in {folder} cannot be read: {error}') from None
+    cameras = {
+        number: Camera(camera.model.name, camera.width, camera.height, tuple(camera.params))
+        for number, camera in model.cameras.items()
+    }
+    for image in model.images.values():
+        pose = image.cam_from_world()
+        yield PosedImage(
+            name=image.name,
+            camera=cameras[image.camera_id],
+            cam_from_map=Rigid3d(pose.rotation.matrix(), np.array(pose.translation)),
+            points=np.unique([p.point3D_id for p in image.points2D if p.has_point3D()]).astype(
+                np.int64
+            ),
+        )
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Read a list of image names, one a line.
+
+    :raises DataError: the file cannot be read or is empty.
+    """
+    names = [line for _, line in _lines(Path(path))]
+    if not names:
+        raise DataError(f'{path} names no image')
+    return names
+
+
+def read_queries(path: str | Path) -> dict[str, Camera]:
+    """Read a query list: lines ``name MODEL width height params...``.
+
+    :raises DataError: missing columns, a name twice, an empty or unreadable file.
+    :raises CameraError: an unknown camera model or impossible parameters.
+    """
+    queries: dict[str, Camera] = {}
+    for where, line in _lines(Path(path)):
+        name, *words = line.split()
+        if name in queries:
+            raise DataError(f'{where} has query {name!r} a second time')
+        queries[name] = _camera(words, where)
+    if not queries:
+        raise DataError(f'{path} has no query: write lines "name MODEL width height params..."')
+    return queries
+
+
+def read_poses(path: str | Path) -> dict[str, Rigid3d]:
+    """Read ``cam_from_map`` of images: lines ``name qw qx qy qz tx ty tz``, or a COLMAP model.
+
+    :raises DataError: missing columns, numbers that are none, a name twice, no such file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return {image.name: image.cam_from_map for image in read_colmap_model(path)}
+    poses: dict[str, Rigid3d] = {}
+    for where, line in _lines(path):
+        name, *words = line.split()
+        if name in poses:
+            raise DataError(f'{where} has image {name!r} a second time')
+        poses[name] = _pose(words, where)
+    return poses
+
+
+def format_poses(poses: Mapping[str, Rigid3d]) -> str:
+    """Text of a pose list; the inverse of :func:`read_poses`."""
+    lines = []
+    for name, pose in poses.items():
+        x, y, z, w = pose.quat_xyzw
+        numbers = (w, x, y, z, *pose.translation)
+        lines.append(' '.join([name, *(f'{number:.12g}' for number in numbers)]) + '\n')
+    return ''.join(lines)
+
+
+def _pose(words: list[str], where: str) -> Rigid3d:
+    if len(words) != 7:
+        raise DataError(
+            f'{where} has {len(words)} numbers of a pose: it needs QW QX QY QZ TX TY TZ'
+        )
+    try:
+        w, x, y, z, *translation = (float(word) for word in words)
+        if not np.all(np.isfinite(translation)):
+            raise ValueError(f'translation {translation} is not finite')
+        return Rigid3d.from_quat_xyzw([x, y, z, w], translation)
+    except ValueError as error:
+        raise DataError(f'{where} has a bad pose: {error}') from None
+
+
+def _camera(words: list[str], where: str) -> Camera:
+    try:
+        return Camera.from_words(words)
+    except CameraError as error:
+        raise CameraError(f'{where}: {error}') from None
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (file:line, text) of the lines that are neither empty nor comments."""
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if line.strip() and not line.startswith('#'):
+            yield f'{path}:{number}', line.strip()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding='utf-8')
+    except UnicodeDecodeError:
+        raise DataError(f'{path} is not a text file') from None
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror or error}') from None

@@ -1,0 +1,60 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Feature extractors by name: one contract, an RGB uint8 image in and ``Features`` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from feat_ros import config
+from feat_ros.errors import ConfigError
+from feat_ros.extractors.sift import SiftConfig, SiftExtractor
+from feat_ros.image import Image
+from feat_ros.types import Features
+
+
+class Extractor(Protocol):
+    """What every extractor is.
+
+    :ivar name: its key in :data:`EXTRACTORS`.
+    :ivar descriptor_dim: D of its descriptors.
+    """
+
+    name: str
+    descriptor_dim: int
+
+    @property
+    def config(self) -> Any:
+        """The configuration dataclass it was made with."""
+        ...
+
+    def __call__(self, image_rgb: Image) -> Features:
+        """Extract features of an RGB (H, W, 3) uint8 image."""
+        ...
+
+
+EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
+    'sift': (SiftExtractor, SiftConfig),
+}
+
+
+def extractor_config(name: str) -> type[Any]:
+    """Return the configuration dataclass of an extractor.
+
+    :raises ConfigError: an unknown name; the known ones are listed.
+    """
+    if name not in EXTRACTORS:
+        raise ConfigError(f'unknown extractor {name!r}; choose one of: {", ".join(EXTRACTORS)}')
+    return EXTRACTORS[name][1]
+
+
+def create_extractor(name: str, **options: Any) -> Extractor:
+    """Make an extractor.
+
+    :param name: a key of :data:`EXTRACTORS`.
+    :param options: fields of its configuration, for instance ``max_keypoints=2048``.
+    :raises ConfigError: unknown name or option, wrong type or range.
+    """
+    options_type = extractor_config(name)
+    return EXTRACTORS[name][0](config.from_dict(options_type, options))

@@ -1,0 +1,282 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""One image in, one pose out, or the reason why not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from feat_ros.camera import Camera
+from feat_ros.config import Config, option
+from feat_ros.errors import ImageError
+from feat_ros.extractors import Extractor
+from feat_ros.geometry import rotation_angle_deg
+from feat_ros.image import Image
+from feat_ros.matching import mutual_nearest
+from feat_ros.pnp import Observations, PnpConfig, PnpSolution, solve_pnp
+from feat_ros.sfm_map import SfmMap
+from feat_ros.types import (
+    FailureReason,
+    Features,
+    LocalizationResult,
+    PoseEstimate,
+    PoseFailure,
+    PosePrior,
+)
+
+Ids = npt.NDArray[np.int64]
+# Returns the map's images most like the given features, best first.
+Retriever = Callable[[Features], Ids]
+
+# Expected number of false poses among this many images that the least number of inliers allows.
+_FALSE_POSES = 1e-6
+
+
+@dataclass(frozen=True)
+class LocalizerConfig(Config):
+    """Options of :class:`Localizer`."""
+
+    pnp: PnpConfig = option(PnpConfig, 'RANSAC and refinement')
+    min_inliers: int = option(12, 'matches that must agree with a pose', minimum=4)
+    min_spread: float = option(
+        0.02,
+        'least standard deviation of the inliers across their narrow direction, as a share of '
+        'the image diagonal',
+        minimum=0.0,
+        maximum=0.5,
+    )
+    max_position_sigma_m: float = option(
+        0.5, 'largest standard deviation of the position that is published, metres', minimum=0.0
+    )
+    max_rotation_sigma_deg: float = option(
+        5.0, 'largest standard deviation of the orientation that is published', minimum=0.0
+    )
+    prior_images: int = option(
+        20, 'images near a prior whose points are matched', minimum=1, maximum=1000
+    )
+
+
+class Localizer:
+    """Localizes images in a map; everything it uses is passed in.
+
+    :param sfm_map: the map.
+    :param extractor: the extractor that the map was built with.
+    :param retriever: finds the map's images that look like the query; without one all points
+        of the map are candidates.
+    :raises MapError: the map was built with another extractor.
+    """
+
+    def __init__(
+        self,
+        sfm_map: SfmMap,
+        extractor: Extractor,
+        retriever: Retriever | None = None,
+        config: LocalizerConfig | None = None,
+    ) -> None:
+        sfm_map.check_extractor(extractor.name)
+        self.map = sfm_map
+        self.extractor = extractor
+        self.retriever = retriever
+        self.config = config or LocalizerConfig()
+        self._rotations, translations = sfm_map.image_poses()
+        self._centers = -np.einsum('nji,nj->ni', self._rotations, translations)
+
+    def localize(
+        self, image_rgb: Image, camera: Camera, prior: PosePrior | None = None
+    ) -> LocalizationResult:
+        """Find the pose of an image.
+
+        :param image_rgb: (H, W, 3) uint8, of the camera's size.
+        :param camera: its calibration.
+        :param prior: where the camera should be; a pose is looked for there first, then in the
+            whole map, and the result's mode says which one found it.
+        :raises ImageError: the image is not of the camera's size.
+        """
+        height, width = image_rgb.shape[:2]
+        if (width, height) != camera.size_wh:
+            raise ImageError(
+                f'image is {width}x{height}, its camera {camera.width}x{camera.height}: give the '
+                'calibration of this size'
+            )
+        ms: dict[str, float] = {}
+        with _timed(ms, 'extract'):
+            features = self.extractor(image_rgb)
+        return self.localize_features(features, camera, prior, ms)
+
+    def localize_features(
+        self,
+        features: Features,
+        camera: Camera,
+        prior: PosePrior | None = None,
+        ms: dict[str, float] | None = None,
+    ) -> LocalizationResult:
+        """Find the pose of an image whose features are known; see :meth:`localize`."""
+        ms = {} if ms is None else ms
+        if len(features) < self.config.min_inliers:
+            return PoseFailure(
+                FailureReason.NO_FEATURES,
+                f'the image gave {len(features)} keypoints, {self.config.min_inliers} are needed',
+                ms=ms,
+            )
+        if prior is not None:
+            with _timed(ms, 'retrieve'):
+                candidates = self._points_in_view(camera, prior)
+            result = self._localize_among(candidates, features, camera, 'prior', ms)
+            if isinstance(result, PoseEstimate) and _agrees(result, prior):
+                return result
+        with _timed(ms, 'retrieve'):
+            candidates = self._retrieve(features)
+        return self._localize_among(candidates, features, camera, 'global', ms)
+
+    def _retrieve(self, features: Features) -> Ids:
+        if self.retriever is None:
+            return np.arange(self.map.num_points)
+        return self.map.points_of_images(self.retriever(features))
+
+    def _points_in_view(self, camera: Camera, prior: PosePrior) -> Ids:
+        """Points that the images nearest to a prior saw and that project near its image."""
+        predicted = prior.cam_from_map
+        center = predicted.inverse().translation
+        distance = np.linalg.norm(self._centers - center, axis=1)
+        turned = rotation_angle_deg(self._rotations, predicted.rotation)
+        # An image turned away by more than a field of view shares no points.
+        distance[turned > 90.0 + prior.angle_deg] = np.inf
+        nearest = np.argsort(distance, kind='stable')[: self.config.prior_images]
+        points = self.map.points_of_images(nearest[np.isfinite(distance[nearest])])
+        xyz, _ = self.map.points(points)
+        in_cam = predicted.apply(xyz)
+        depth = np.maximum(np.linalg.norm(in_cam, axis=1), 1e-9)
+        margin = camera.focal_xy.max() * (
+            np.radians(prior.angle_deg) + np.minimum(prior.radius_m / depth, 1.0)
+        )
+        pixels = camera.project(in_cam)
+        inside = (pixels > -margin[:, None]) & (
+            pixels < np.array(camera.size_wh) + margin[:, None]
+        )
+        return np.asarray(points[inside.all(axis=1)])
+
+    def _localize_among(
+        self, candidates: Ids, features: Features, camera: Camera, mode: str, ms: dict[str, float]
+    ) -> LocalizationResult:
+        """Match, solve and check against some points of the map."""
+        if len(candidates) == 0:
+            detail = 'no image of the map looks like this one'
+            return PoseFailure(FailureReason.NO_CANDIDATES, detail, mode=mode, ms=ms)
+        with _timed(ms, 'match'):
+            pairs, _ = mutual_nearest(features.descriptors, self.map.descriptors(candidates))
+        matches = np.column_stack([pairs[:, 0], candidates[pairs[:, 1]]])
+        failure = PoseFailure(FailureReason.PNP_FAILED, '', len(matches), mode=mode, ms=ms)
+        if len(matches) < self.config.min_inliers:
+            return replace(
+                failure,
+                reason=FailureReason.TOO_FEW_MATCHES,
+                detail=f'{len(matches)} matches, {self.config.min_inliers} are needed',
+            )
+        with _timed(ms, 'pnp'):
+            xyz, covariance = self.map.points(matches[:, 1])
+            solution = solve_pnp(
+                Observations(
+                    camera,
+                    features.keypoints[matches[:, 0]].astype(float),
+                    xyz,
+                    features.pixel_sigma[matches[:, 0]].astype(float),
+                    covariance,
+                ),
+                self.config.pnp,
+            )
+        if solution is None:
+            return replace(failure, detail=f'no pose agrees with the {len(matches)} matches')
+        failure = replace(failure, num_inliers=len(solution.inliers))
+        noise = self.map.manifest.pose_noise
+        variance = np.repeat([noise.translation_m**2, noise.rotation_rad**2], 3)
+        estimate = PoseEstimate(
+            cam_from_map=solution.cam_from_map,
+            covariance=solution.covariance + np.diag(variance),
+            num_matches=len(matches),
+            num_inliers=len(solution.inliers),
+            mode=mode,
+            inliers=solution.inliers,
+            matches=matches,
+            ms=ms,
+        )
+        refusal = self._refusal(estimate, solution, features, camera)
+        if refusal is None:
+            return estimate
+        return replace(failure, reason=refusal[0], detail=refusal[1])
+
+    def _refusal(
+        self, estimate: PoseEstimate, solution: PnpSolution, features: Features, camera: Camera
+    ) -> tuple[FailureReason, str] | None:
+        """Return why a pose must not be published, or None."""
+        needed = max(
+            self.config.min_inliers,
+            chance_inliers(
+                estimate.num_matches, camera, self.config.pnp.max_error_px,
+                self.config.pnp.max_iterations,
+            ),
+        )  # fmt: skip
+        if estimate.num_inliers < needed:
+            return (
+                FailureReason.TOO_FEW_INLIERS,
+                f'{estimate.num_inliers} of {estimate.num_matches} matches agree, {needed} are '
+                'needed',
+            )
+        pixels = features.keypoints[estimate.matches[solution.inliers, 0]].astype(float)
+        narrow = np.sqrt(max(np.linalg.eigvalsh(np.cov(pixels.T))[0], 0.0))
+        spread = narrow / np.hypot(*camera.size_wh)
+        if spread < self.config.min_spread:
+            return (
+                FailureReason.DEGENERATE_SPREAD,
+                f'the inliers spread over {spread:.3f} of the image diagonal, '
+                f'{self.config.min_spread} is needed',
+            )
+        position = np.sqrt(np.linalg.eigvalsh(estimate.covariance[:3, :3])[-1])
+        rotation = np.degrees(np.sqrt(np.linalg.eigvalsh(estimate.covariance[3:, 3:])[-1]))
+        is_metric = self.map.manifest.scale == 'metric'
+        if (is_metric and position > self.config.max_position_sigma_m) or (
+            rotation > self.config.max_rotation_sigma_deg
+        ):
+            return (
+                FailureReason.COVARIANCE_TOO_LARGE,
+                f'standard deviation of {position:.3g} m and {rotation:.3g} deg, at most '
+                f'{self.config.max_position_sigma_m} m and '
+                f'{self.config.max_rotation_sigma_deg} deg are published',
+            )
+        return None
+
+
+def chance_inliers(num_matches: int, camera: Camera, radius_px: float, hypotheses: int) -> int:
+    """Return how many inliers a wrong pose may have by chance, so that more are needed.
+
+    A wrong match is within the radius with the probability of the disc's share of the image; the
+    smallest n is returned for which ``hypotheses * P(Poisson >= n - 3)`` is below one in a
+    million, three matches being those that the pose was made from.
+    """
+    rate = num_matches * min(1.0, np.pi * radius_px**2 / (camera.width * camera.height))
+    term, tail, count = float(np.exp(-rate)), 1.0, 0
+    while tail * hypotheses > _FALSE_POSES and count < num_matches:
+        tail -= term
+        count += 1
+        term *= rate / count
+    return count + 3
+
+
+def _agrees(estimate: PoseEstimate, prior: PosePrior) -> bool:
+    found, expected = estimate.cam_from_map.inverse(), prior.cam_from_map.inverse()
+    return bool(
+        np.linalg.norm(found.translation - expected.translation) <= prior.radius_m
+        and rotation_angle_deg(found.rotation, expected.rotation) <= prior.angle_deg
+    )
+
+
+@contextmanager
+def _timed(ms: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    ms[stage] = ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
