@@ -3,21 +3,24 @@
 """Images with known poses become a map folder.
 
 extract -> pairs -> mutual nearest neighbours -> verification by the poses -> triangulation
-(pycolmap) -> points with descriptors and covariance -> how well do the poses agree.
+(pycolmap) -> points with descriptors and covariance -> how well the poses agree.
 Everything is put together in ``MAP.partial``; a build that was killed resumes from there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,32 +31,431 @@ from feat_ros.colmap_files import PosedImage
 from feat_ros.config import Config, option
 from feat_ros.errors import DataError, ImageError, MapError
 from feat_ros.extractors import Extractor
-from feat_ros.geometry import Rigid3d, rotation_angle_deg, skew
+from feat_ros.geometry import skew
 from feat_ros.image import read_image
-from feat_ros.localizer import Localizer
 from feat_ros.matching import mutual_nearest
-from feat_ros.pose_noise import measure_pose_noise
+from feat_ros.pose_noise import check_left_out
 from feat_ros.sfm_map import (
     ExtractorInfo,
     Manifest,
-    PoseNoise,
-    Segment,
-    SfmMap,
     partial_path,
     publish,
+    Segment,
+    SfmMap,
     write_manifest,
     write_segment,
     write_text,
     writing,
 )
-from feat_ros.types import Features
+from feat_ros.triangulation import Structure, triangulate, TriangulationConfig
+from feat_ros.types import Features, Progress
 
-T = TypeVar('T')
-# Shows the advance of a step: (items, what is being done, how many) -> the same items.
-Progress = Callable[[Iterable[T], str, int], Iterable[T]]
-Pairs = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 
-# pycolmap drops all images of a camera whose distortion exceeds its limit without a word.
-_ANY_DISTORTION = 1e9
-_ESSENTIAL = 2
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildConfig(Config):
+    """Options of :func:`build_map`."""
+
+    pairs_per_image: int = option(
+        20, 'images that each image is matched with', minimum=1, maximum=10_000
+    )
+    max_epipolar_error_px: float = option(
+        4.0, 'largest distance of a match to its epipolar line, pixels', minimum=0.1, maximum=100.0
+    )
+    min_matches: int = option(15, 'verified matches that a pair of images needs', minimum=1)
+    triangulation: TriangulationConfig = option(TriangulationConfig, 'points from matches')
+    left_out_images: int = option(
+        200, 'images that are localized without themselves, to measure the pose noise', minimum=0
+    )
+    frame_id: str = option('map', 'the ROS frame that the poses are in')
+    scale: str = option('metric', 'whether a unit is a metre', choices=('metric', 'unknown'))
+    gravity: str = option('unknown', 'whether z points up', choices=('known', 'unknown'))
+
+
+def build_map(
+    out: str | Path,
+    image_folder: str | Path,
+    images: list[PosedImage],
+    extractor: Extractor,
+    build_config: BuildConfig | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> SfmMap:
+    """Build a map folder from images with poses.
+
+    :param out: the map folder; it appears when it is complete.
+    :param image_folder: where the images' files are.
+    :param images: names, cameras and ``cam_from_map``.
+    :param overwrite: replace a map of that name, at the moment the new one is complete.
+    :raises MapError: the map exists, cannot be written, or no point could be triangulated.
+    :raises DataError, ImageError, CameraError: the input cannot be used.
+    """
+    options = build_config or BuildConfig()
+    progress = progress or (lambda items, _: items)
+    out, image_folder = Path(out), Path(image_folder)
+    if out.exists() and not overwrite:
+        raise MapError(f'{out} exists: choose another --out, or replace it with --overwrite')
+    if len(images) < 2:
+        raise DataError(f'{len(images)} image(s) cannot make a map: at least 2 are needed')
+    paths = _check_files(image_folder, images)
+    partial = _open_partial(out, _fingerprint(paths, images, extractor, options))
+
+    features = _extract_all(partial, paths, images, extractor, progress)
+    matches = _match_all(partial, images, features, options, progress)
+    structure = _triangulate(partial, images, features, matches, options)
+    descriptors = _point_descriptors(structure, features)
+    check = check_left_out(
+        images, features, structure, descriptors, options.left_out_images, progress
+    )
+    segment = _segment(images, features, structure, descriptors)
+    manifest = Manifest(
+        frame_id=options.frame_id,
+        scale=options.scale,
+        gravity=options.gravity,
+        extractor=ExtractorInfo(
+            extractor.name, extractor.descriptor_dim, config.to_dict(extractor.config)
+        ),
+        pose_noise=check.noise,
+        segments=[config.to_dict(write_segment(partial / 'segment-0000', segment))],
+        measured={
+            'num_keypoints': sum(features.counts),
+            'num_pairs': len(matches),
+            'mean_track_length': float(structure.track_length.mean()),
+            'reprojection_noise_scale': structure.noise_scale,
+            'left_out': check.summary,
+        },
+        provenance={
+            **(provenance or {}),
+            'build': config.to_dict(options),
+            'versions': _versions(),
+        },
+    )
+    for scratch in ('features', 'matches'):
+        shutil.rmtree(partial / scratch)
+    (partial / 'build.json').unlink()
+    write_manifest(partial, manifest)
+    publish(partial, out)
+    return SfmMap(out)
+
+
+def _check_files(image_folder: Path, images: list[PosedImage]) -> list[Path]:
+    if not image_folder.is_dir():
+        raise DataError(f'image folder {image_folder} does not exist')
+    paths = [image_folder / image.name for image in images]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f'{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}: give '
+            'the folder with --images, or list those that exist with --list'
+        )
+    return paths
+
+
+def _fingerprint(
+    paths: list[Path], images: list[PosedImage], extractor: Extractor, options: BuildConfig
+) -> dict[str, Any]:
+    """What must be the same for an interrupted build to go on."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    poses = [
+        (image.name, image.camera.to_words(), image.cam_from_map.rotation.tolist(),
+         image.cam_from_map.translation.tolist())
+        for image in images
+    ]  # fmt: skip
+    return {
+        'images': hashlib.sha256(json.dumps([files, poses]).encode()).hexdigest(),
+        'extractor': [extractor.name, config.to_dict(extractor.config)],
+        'options': config.to_dict(options),
+    }
+
+
+def _open_partial(out: Path, fingerprint: dict[str, Any]) -> Path:
+    """Return the folder that the build works in, what fits of an interrupted one kept."""
+    partial = partial_path(out)
+    note = partial / 'build.json'
+    with writing(partial):
+        if partial.exists():
+            try:
+                earlier = json.loads(note.read_text(encoding='utf-8'))
+            except (OSError, ValueError):
+                earlier = {}
+            differing = [key for key in fingerprint if earlier.get(key) != fingerprint[key]]
+            if differing:
+                logger.warning(
+                    'an interrupted build in %s had other %s: starting over',
+                    partial, ' and '.join(differing),
+                )  # fmt: skip
+                shutil.rmtree(partial)
+            else:
+                logger.warning('resuming the interrupted build in %s', partial)
+        for folder in ('features', 'matches'):
+            (partial / folder).mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps(fingerprint))
+    return partial
+
+
+class FeatureStore(Sequence[Features]):
+    """The features of all images, on disk; the last used are kept in memory."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self._load = lru_cache(maxsize=128)(_load_features)
+        self.counts = [len(self[number]) for number in range(len(paths))]
+
+    def __getitem__(self, number: Any) -> Any:
+        """Return the features of an image."""
+        return self._load(self._paths[number])
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._paths)
+
+
+def _load_features(path: Path) -> Features:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Features(**arrays)
+
+
+def save_arrays(path: Path, **arrays: npt.NDArray[Any]) -> None:
+    """Write an ``.npz`` file that is there whole or not at all.
+
+    :raises MapError: the disk is full or read-only.
+    """
+    temporary = path.with_name(path.name + '.tmp')
+    with writing(path):
+        with temporary.open('wb') as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _extract_all(
+    partial: Path,
+    paths: list[Path],
+    images: list[PosedImage],
+    extractor: Extractor,
+    progress: Progress,
+) -> FeatureStore:
+    files = [partial / 'features' / f'{number:06d}.npz' for number in range(len(paths))]
+    for number in progress([n for n, file in enumerate(files) if not file.exists()], 'extract'):
+        rgb = read_image(paths[number])
+        camera = images[number].camera
+        if (rgb.shape[1], rgb.shape[0]) != camera.size_wh:
+            raise ImageError(
+                f'image {paths[number]} is {rgb.shape[1]}x{rgb.shape[0]}, its camera '
+                f'{camera.width}x{camera.height}: use the images that the model was made from'
+            )
+        save_arrays(files[number], **vars(extractor(rgb)))
+    store = FeatureStore(files)
+    if not any(store.counts):
+        raise MapError(
+            f'no image gave a keypoint with extractor {extractor.name!r}: are the pictures blank?'
+        )
+    return store
+
+
+def choose_pairs(images: list[PosedImage], pairs_per_image: int) -> list[tuple[int, int]]:
+    """Choose pairs of images that probably see the same things.
+
+    By points in common where the model has points; by distance and angle between the cameras
+    otherwise.
+
+    :returns: ordered pairs (i, j), i < j, without repetition.
+    """
+    seen = any(len(image.points) for image in images)
+    affinity = _shared_points(images) if seen else _closeness(images)
+    np.fill_diagonal(affinity, -np.inf)
+    pairs = set()
+    for i, row in enumerate(affinity):
+        best = np.argsort(-row, kind='stable')[:pairs_per_image]
+        pairs |= {(min(i, int(j)), max(i, int(j))) for j in best if row[j] > -np.inf}
+    return sorted(pairs)
+
+
+def _shared_points(images: list[PosedImage]) -> Float:
+    """Count (I, I) of points that two images share; -inf where none."""
+    from scipy.sparse import csr_array
+
+    counts = [len(image.points) for image in images]
+    _, columns = np.unique(np.concatenate([image.points for image in images]), return_inverse=True)
+    rows = np.repeat(np.arange(len(images)), counts)
+    seen = csr_array((np.ones(len(rows)), (rows, columns.reshape(-1))))
+    shared = (seen @ seen.T).toarray()
+    return np.where(shared > 0, shared, -np.inf)
+
+
+def _closeness(images: list[PosedImage]) -> Float:
+    """Minus the distance (I, I) between cameras, in steps and in half fields of view.
+
+    A step is the median distance to the nearest other camera; images turned away by more than a
+    field of view (at least 60 degrees) have -inf.
+    """
+    rotations = np.stack([image.cam_from_map.rotation for image in images])
+    centers = np.stack([image.cam_from_map.inverse().translation for image in images])
+    distance = np.linalg.norm(centers[:, None] - centers[None], axis=2)
+    others = distance + np.diag(np.full(len(images), np.inf))
+    step = max(float(np.median(others.min(axis=1))), 1e-9)
+    axis = rotations[:, 2]
+    angle = np.degrees(np.arccos(np.clip(axis @ axis.T, -1, 1)))
+    field_of_view = np.array([_field_of_view_deg(image.camera) for image in images])
+    closeness = -(distance / (10 * step) + angle / (field_of_view[:, None] / 2))
+    closeness[angle > np.maximum(field_of_view, 60.0)[:, None]] = -np.inf
+    return np.asarray(closeness)
+
+
+def _field_of_view_deg(camera: Camera) -> float:
+    middle = camera.height / 2
+    left, right = camera.unproject([[0.5, middle], [camera.width - 0.5, middle]])
+    cosine = float(left @ right)
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))) if np.isfinite(cosine) else 180.0
+
+
+def epipolar_error_px(a: PosedImage, b: PosedImage, pixels_a: Float, pixels_b: Float) -> Float:
+    """Distance (N,) in pixels of matches to their epipolar planes under the given poses.
+
+    The angle between each ray and the plane of the baseline and the other ray, times the focal
+    length; the larger of the two directions. Exact for every camera model. Without a baseline
+    there is no plane: then the angle between the rays themselves. Rays outside of the camera
+    model have infinite error.
+    """
+    b_from_a = b.cam_from_map @ a.cam_from_map.inverse()
+    rays_a, rays_b = a.camera.unproject(pixels_a), b.camera.unproject(pixels_b)
+    turned = rays_a @ b_from_a.rotation.T
+    focal = float(max(a.camera.focal_xy.mean(), b.camera.focal_xy.mean()))
+    baseline = float(np.linalg.norm(b_from_a.translation))
+    if baseline < 1e-9:
+        error = np.linalg.norm(np.cross(turned, rays_b), axis=1)
+    else:
+        epipole = b_from_a.translation / baseline
+        volume = np.abs(np.sum(turned @ skew(epipole).T * rays_b, axis=1))
+        sines = [np.linalg.norm(rays @ skew(epipole).T, axis=1) for rays in (turned, rays_b)]
+        error = volume / np.maximum(np.minimum(*sines), 1e-12)
+    return np.where(np.isfinite(error), error, np.inf) * focal
+
+
+def _match_all(
+    partial: Path,
+    images: list[PosedImage],
+    features: FeatureStore,
+    options: BuildConfig,
+    progress: Progress,
+) -> dict[tuple[int, int], Ids]:
+    """Verified matches (M, 2) of every pair that has enough of them."""
+    pairs = choose_pairs(images, options.pairs_per_image)
+    if not pairs:
+        raise MapError('no two images look in the same direction: are the poses cam_from_map?')
+    partners: dict[int, list[int]] = {}
+    for i, j in pairs:
+        partners.setdefault(i, []).append(j)
+    out: dict[tuple[int, int], Ids] = {}
+    num_raw = num_verified = 0
+    for i in progress(list(partners), 'match'):
+        file = partial / 'matches' / f'{i:06d}.npz'
+        if not file.exists():
+            save_arrays(file, **_match_image(i, partners[i], images, features, options))
+        with np.load(file, allow_pickle=False) as arrays:
+            num_raw += int(arrays['num_raw'])
+            for j in partners[i]:
+                verified = arrays[str(j)]
+                num_verified += len(verified)
+                if len(verified) >= options.min_matches:
+                    out[i, j] = verified
+    if not out:
+        raise MapError(
+            f'no pair of images has {options.min_matches} matches that agree with the poses '
+            f'({num_verified} of {num_raw} are within max_epipolar_error_px='
+            f'{options.max_epipolar_error_px:g}): check that the poses are cam_from_map and the '
+            f'focal length of camera "{_commonest_camera(images)}", or raise that option'
+        )
+    return out
+
+
+def _match_image(
+    i: int,
+    partners: list[int],
+    images: list[PosedImage],
+    features: FeatureStore,
+    options: BuildConfig,
+) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    num_raw = 0
+    for j in partners:
+        a, b = features[i], features[j]
+        matches, _ = mutual_nearest(a.descriptors, b.descriptors)
+        num_raw += len(matches)
+        error = epipolar_error_px(
+            images[i], images[j],
+            a.keypoints[matches[:, 0]].astype(float), b.keypoints[matches[:, 1]].astype(float),
+        )  # fmt: skip
+        arrays[str(j)] = matches[error < options.max_epipolar_error_px].astype(np.int32)
+    return {**arrays, 'num_raw': np.array(num_raw)}
+
+
+def _commonest_camera(images: list[PosedImage]) -> str:
+    words = [image.camera.to_words() for image in images]
+    return max(set(words), key=words.count)
+
+
+def _triangulate(
+    partial: Path,
+    images: list[PosedImage],
+    features: FeatureStore,
+    matches: dict[tuple[int, int], Ids],
+    options: BuildConfig,
+) -> Structure:
+    structure = triangulate(partial, images, features, matches, options.triangulation)
+    if len(structure.xyz) == 0:
+        limits = options.triangulation
+        raise MapError(
+            f'none of the matches of {len(matches)} pairs of images could be triangulated within '
+            f'min_angle_deg={limits.min_angle_deg:g} and max_reprojection_error_px='
+            f'{limits.max_reprojection_error_px:g}: lower the first or raise the second, or check '
+            f'camera "{_commonest_camera(images)}"'
+        )
+    return structure
+
+
+def _point_descriptors(structure: Structure, features: FeatureStore) -> npt.NDArray[np.float32]:
+    """Unit descriptors (P, D): the mean direction of each point's keypoints."""
+    mean = structure.mean_over_track(features, 'descriptors')
+    return np.asarray(mean / np.linalg.norm(mean, axis=1, keepdims=True), np.float32)
+
+
+def _segment(
+    images: list[PosedImage],
+    features: FeatureStore,
+    structure: Structure,
+    descriptors: npt.NDArray[np.float32],
+) -> Segment:
+    cameras = list(dict.fromkeys(image.camera for image in images))
+    stability = structure.mean_over_track(features, 'stability')
+    return Segment(
+        points_xyz=structure.xyz,
+        point_covariance=np.asarray(np.linalg.inv(structure.information), float),
+        point_descriptors=descriptors,
+        point_stability=stability.astype(np.float32),
+        image_names=[image.name for image in images],
+        image_camera=[cameras.index(image.camera) for image in images],
+        image_cam_from_map=[image.cam_from_map for image in images],
+        image_observations=[
+            (points, features[number].keypoints[keypoints])
+            for number, (points, keypoints) in enumerate(structure.observed)
+        ],
+        cameras=cameras,
+    )
+
+
+def _versions() -> dict[str, str]:
+    out = {'python': platform.python_version()}
+    for name in ('feat_ros', 'numpy', 'opencv-python-headless', 'pycolmap'):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out

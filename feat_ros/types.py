@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -121,3 +122,5 @@ class PosePrior:
 
 LocalizationResult = PoseEstimate | PoseFailure
 JsonDict = dict[str, Any]
+# Shows the advance of a step: (items, what is done with each) -> the same items.
+Progress = Callable[[list[Any], str], Iterable[Any]]

@@ -28,7 +28,7 @@ _SIGMA_OF_SIZE = np.float32(0.1)
 class SiftConfig(Config):
     """Options of the ``sift`` extractor."""
 
-    max_keypoints: int = option(2048, 'strongest keypoints kept', minimum=1, maximum=100_000)
+    max_keypoints: int = option(4096, 'strongest keypoints kept', minimum=1, maximum=100_000)
     # OpenCV's own default, 0.04, finds next to nothing at night.
     contrast_threshold: float = option(
         0.004, 'weakest response in the scale space, 0 to 1', minimum=0.0, maximum=1.0

@@ -85,7 +85,7 @@ def train_codebook(
     if not 1 <= words <= len(rows):
         raise MapError(
             f'a codebook of {words} words cannot be trained from {len(rows)} descriptors: '
-            f'ask for 1 to {len(rows)} words or give more images'
+            'give more images or ask for fewer words, at least one'
         )
     rng = np.random.default_rng(seed)
     rows = _sample(rows, words * _TRAINING_ROWS_PER_WORD, rng)
@@ -105,12 +105,10 @@ def _sample(rows: Float32, at_most: int, rng: np.random.Generator) -> Float32:
 
 def _shares(sizes: Int, total: int) -> Int:
     """Divide a total over parts in proportion to their sizes, none above its size."""
-    quota = sizes * (total / sizes.sum())
-    share = np.floor(quota).astype(np.int64)
-    # The largest remainders are rounded up; quota < size there, because total < sum of sizes.
-    up = np.argsort(share - quota, kind='stable')[: total - share.sum()]
-    share[up] += 1
-    return share
+    share, remainder = np.divmod(sizes * total, sizes.sum())
+    # Largest remainders are rounded up; with total <= sum of sizes none passes its size.
+    share[np.argsort(-remainder, kind='stable')[: total - share.sum()]] += 1
+    return np.asarray(share, np.int64)
 
 
 def _kmeans(rows: Float32, num_words: int, rng: np.random.Generator) -> Float32:
@@ -158,12 +156,12 @@ class AsmkIndex:
         """
         _check_codebook(self.codebook)
         words, dim = self.codebook.shape
-        entries = len(self.image_ids)
+        entries = self.image_ids.size
         wanted = {
             'word_starts': ((words + 1,), np.int64),
             'image_ids': ((entries,), np.int32),
             'bits': ((entries, dim // 8), np.uint8),
-            'words_per_image': ((len(self.words_per_image),), np.int32),
+            'words_per_image': ((self.words_per_image.size,), np.int32),
         }
         for name, (shape, dtype) in wanted.items():
             _check_array(name, getattr(self, name), shape, dtype)
@@ -242,19 +240,17 @@ class AsmkIndex:
         :raises MapError: descriptors that are not finite or do not fit the codebook.
         """
         query = _checked_descriptors(descriptors, self.codebook.shape[1])
-        words, bits = _aggregate(
-            query, self.codebook, self.config.query_assignments, self._half_square_norms
-        )
+        words, bits = _aggregate(query, self.codebook, self.config.query_assignments)
         entries, lengths = self._entries(words)
         distances = _hamming(_take_rows(self.bits, entries), _repeat_rows(bits, lengths))
-        scores = np.bincount(
+        sums = np.bincount(
             self.image_ids[entries],
             weights=self._similarity_of_distance[distances],
             minlength=self.num_images,
         )
         # Gamma of both images: a word has similarity 1 with itself.
-        scores /= np.sqrt(np.maximum(self.words_per_image, 1) * float(max(len(words), 1)))
-        return _best(scores, top_k)
+        norms = np.sqrt(np.maximum(self.words_per_image, 1) * float(max(len(words), 1)))
+        return _best(sums / norms, top_k)
 
     def _entries(self, words: Int) -> tuple[Int, Int]:
         """Return the places of all entries of some words, and how many each word has."""
@@ -266,33 +262,24 @@ class AsmkIndex:
         return places, lengths
 
     @cached_property
-    def _half_square_norms(self) -> Float32:
-        return _half_square_norms(self.codebook)
-
-    @cached_property
     def _similarity_of_distance(self) -> Float64:
         """(D + 1,): equation 2 for every Hamming distance; b(x) . b(y) = D - 2 distance."""
         dim = self.codebook.shape[1]
-        cosine = 1 - 2 * np.arange(dim + 1) / dim
-        selected = (cosine >= self.config.tau) & (cosine >= 0)
-        return np.where(selected, np.maximum(cosine, 0) ** self.config.alpha, 0.0)
+        cosine = (dim - 2 * np.arange(dim + 1)) / dim
+        similarity = np.maximum(cosine, 0) ** self.config.alpha
+        return np.where(cosine >= self.config.tau, similarity, 0.0)
 
 
 _ARRAY_NAMES = ('codebook', 'word_starts', 'image_ids', 'bits', 'words_per_image')
 
 
-def _aggregate(
-    descriptors: Float32,
-    codebook: Float32,
-    assignments: int,
-    half_square_norms: Float32 | None = None,
-) -> tuple[Int, Bits]:
+def _aggregate(descriptors: Float32, codebook: Float32, assignments: int) -> tuple[Int, Bits]:
     """Aggregate an image: its words, ascending, and B(X_c) of each as packed bits.
 
     The sum of the residuals of equation 4 is over all descriptors with the word among their
     ``assignments`` nearest; a sum of zero counts as negative.
     """
-    nearest = _nearest_words(descriptors, codebook, assignments, half_square_norms)
+    nearest = _nearest_words(descriptors, codebook, assignments)
     flat = nearest.ravel()
     order = np.argsort(flat, kind='stable')
     word = flat[order]
@@ -303,15 +290,12 @@ def _aggregate(
     return word[starts], np.packbits(np.add.reduceat(residuals, starts, axis=0) > 0, axis=1)
 
 
-def _nearest_words(
-    descriptors: Float32, codebook: Float32, count: int, half_square_norms: Float32 | None = None
-) -> Int:
+def _nearest_words(descriptors: Float32, codebook: Float32, count: int) -> Int:
     """Return the nearest words (N, min(count, W)) of descriptors, nearest first.
 
     Words at equal distance come by number.
     """
-    if half_square_norms is None:
-        half_square_norms = _half_square_norms(codebook)
+    half_square_norms = np.einsum('wd,wd->w', codebook, codebook) / np.float32(2)
     count = min(count, len(codebook))
     nearest = np.empty((len(descriptors), count), np.int64)
     step = max(1, _DISTANCES_AT_ONCE // len(codebook))
@@ -325,10 +309,6 @@ def _nearest_words(
             nearest[first : first + step, column] = best
             distance[rows, best] = np.inf
     return nearest
-
-
-def _half_square_norms(codebook: Float32) -> Float32:
-    return np.einsum('wd,wd->w', codebook, codebook) / np.float32(2)
 
 
 def _take_rows(bits: Bits, places: Int) -> Bits:
@@ -359,11 +339,13 @@ def _hamming(a: Bits, b: Bits) -> Int:
 
 def _best(scores: Float64, top_k: int) -> tuple[Int, Float64]:
     """Return the largest scores above zero with their places, equal ones by place."""
+    if top_k < 1:
+        raise ValueError(f'top_k is {top_k}: it must be at least 1')
     places = np.flatnonzero(scores > 0)
-    if 0 < top_k < len(places):
+    if top_k < len(places):
         threshold = np.partition(scores[places], -top_k)[-top_k]
         places = places[scores[places] >= threshold]
-    order = np.argsort(-scores[places], kind='stable')[: max(top_k, 0)]
+    order = np.argsort(-scores[places], kind='stable')[:top_k]
     return places[order], scores[places[order]]
 
 
@@ -381,11 +363,10 @@ def _checked_descriptors(descriptors: npt.ArrayLike, dim: int | None = None) -> 
 
 
 def _check_codebook(codebook: Array) -> None:
-    _check_array('codebook', codebook, (len(codebook), *codebook.shape[1:2]), np.float32)
-    if codebook.ndim != 2 or len(codebook) == 0:
+    if codebook.ndim != 2 or len(codebook) == 0 or codebook.dtype != np.float32:
         raise MapError(
-            f'retrieval array codebook has shape {codebook.shape}: it must be (W, D) with at '
-            'least one word'
+            f'retrieval array codebook is {codebook.dtype} {codebook.shape}, not float32 (W, D) '
+            'with at least one word: rebuild the map'
         )
     _check_dim(codebook.shape[1])
 

@@ -11,7 +11,7 @@ from feat_ros.town.classes import CLASS_ID, TOWN_LABELS
 from feat_ros.town.drive import Drive
 from feat_ros.town.light import Condition, CONDITIONS
 from feat_ros.town.recording import frames, write_drive
-from feat_ros.town.render import Frame, render
+from feat_ros.town.rendering import Frame, render
 from feat_ros.town.world import Scene, Town
 
 __all__ = [

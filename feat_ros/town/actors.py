@@ -166,9 +166,9 @@ def _car_strips(rng: Rng, outline: Any, size: tuple[float, float, float], rgb: A
             edge = max(2, h // 14)
             for bar in (np.s_[:edge], np.s_[-edge:]):
                 picture[bar] = rgb
-            share = np.linspace(0, 1, h) if pinch == 'down' else np.linspace(0, 1, h)[::-1]
-            # Texture rows run from b to a, so the first row is at the front end.
-            cut = _TILT * 60 * (share if pinch == 'down' else 1 - share[::-1])
+            # Texture rows run from b to a; the upper end is narrower, but overlaps the sides.
+            share = np.linspace(0, 1, h) if pinch == 'down' else np.linspace(1, 0, h)
+            cut = 0.9 * _TILT * 60 * share
             columns = np.arange(w)[None, :]
             inside = np.minimum(columns, w - 1 - columns)
             alpha[inside < cut[:, None]] = 0

@@ -192,45 +192,45 @@ def cornice_and_roof(house: House) -> list[Quad]:
                 'building',
             )
         )
-    slope = rng.uniform(0.5, 1.1)
+    slope = rng.uniform(0.45, 0.85)
     house.eaves, house.roof_top = house.top + tall, house.top + tall + (5 - out) * slope
     tiles = paint.bricks(
         rng, 240, round(wall.width * 40), 0.025, paint.vary(rng, (120, 66, 50), 30), (0.24, 0.3)
     )
     tiles += paint.noise(rng, tiles.shape[0], tiles.shape[1], 60, 5)[..., None] * 12
-    quads.append(
-        Quad(
-            wall.point(0, house.top + tall + 5 * slope, out - 5.0),
-            wall.step(wall.width, 0, 0),
-            wall.step(0, -5 * slope, 5.0),
-            Texture.make(paint.to_uint8(tiles)),
-            'building',
+    texture, ridge = Texture.make(paint.to_uint8(tiles)), house.top + tall + 5 * slope
+    for x, way in ((0.0, 1.0), (wall.width, -1.0)):
+        quads.append(
+            Quad(
+                wall.point(x, ridge, out - 5.0),
+                wall.step(way * wall.width, 0, 0),
+                wall.step(0, -5 * slope, way * 5.0),
+                texture,
+                'building',
+            )
         )
-    )
     return quads
 
 
 def gables(house: House, corner: str) -> list[Quad]:
-    """Side walls with the roof's slope, 8 m deep; at a corner behind the next house's glass."""
-    wall, m = house.wall, 2 * house.texel_m
+    """Side walls under the roof, 10 m deep; at a corner behind the next house's glass."""
+    wall, m = house.wall, 4 * house.texel_m
     quads = []
     for end in 'LR':
         top = house.roof_top
-        h, w = round(top / m), round(8 / m)
+        h, w = round(top / m), round(10 / m)
         picture = paint.plaster(house.rng, h, w, m, house.rgb * 0.9)
         for _ in range(3):
             paint.blot(house.rng, picture, m, house.rgb * house.rng.uniform(0.6, 1.2), 0.4)
             paint.crack(house.rng, picture, m)
         paint.grain(house.rng, picture, 2.5)
-        # The roof rises over the first 5 m from the front; behind them it is left level.
-        from_front = np.arange(w) * m if end == 'R' else 8 - np.arange(w) * m
-        roof = house.eaves + (top - house.eaves) * np.clip(from_front / 5, 0, 1)
+        roof = top - (top - house.eaves) * np.abs(np.arange(w) * m / 5 - 1)
         alpha = np.where((top - np.arange(h) * m)[:, None] <= roof[None, :], 255, 0)
         texture = Texture.make(
             np.dstack([paint.to_uint8(picture), alpha.astype(np.uint8)]), is_cutout=True
         )
         inset = 0.45 if end == corner else 0.0
-        x, start, across = (inset, -8.0, 8.0) if end == 'L' else (wall.width - inset, 0.0, -8.0)
+        x, start, across = (inset, -10.0, 10.0) if end == 'L' else (wall.width - inset, 0.0, -10.0)
         quads.append(
             Quad(
                 wall.point(x, top, start),

@@ -141,7 +141,7 @@ def _sky(
     shade = np.clip(1.05 - 0.3 * (clouds - cover), 0.55, 1.05)[..., None]
     white = ambient * (0.95 if condition.weather != 'clear' else 1.6) * shade
     if condition.time == 'dusk':
-        white = white * 0.7 + np.array([0.55, 0.26, 0.16]) * cosine**2
+        white = np.array([0.42, 0.3, 0.34]) * shade + np.array([0.4, 0.2, 0.1]) * cosine**2
     sky = sky * (1 - amount) + white * amount
     if condition.weather != 'clear':
         grey = ambient * 0.92

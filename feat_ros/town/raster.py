@@ -28,6 +28,7 @@ _MAX_TAPS = 4
 _EDGE = 1e-5
 # Grid on which the footprint of a large quad's pixels is looked at.
 _CELL = 32
+_FEW_CELLS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class View:
     size_wh: tuple[int, int]
     eye: Float
     key_row: Float | None = None
-    min_thickness: float = 0.8
+    min_thickness: float = 1.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +175,13 @@ def _draw(
         return
     xs, ys = np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5
     key = _plane(key_row, xs, ys)
-    s, t = _plane(inverse[0], xs, ys), _plane(inverse[1], xs, ys)
     is_shown = key > old_key
     if is_perspective:
         is_shown &= key < 1 / NEAR_M
+    if not is_shown.any():
+        return
+    s, t = _plane(inverse[0], xs, ys), _plane(inverse[1], xs, ys)
+    if is_perspective:
         scale = 1 / np.maximum(key, 1e-6)
         s *= scale
         t *= scale
@@ -229,9 +233,8 @@ def _bands(
 ) -> list[tuple[Any, tuple[int, int, tuple[float, float]]]]:
     height, width = is_shown.shape
     rows, columns = -(-height // _CELL), -(-width // _CELL)
-    if rows * columns <= 2:
-        y, x = divmod(int(is_shown.argmax()), width)
-        jacobian = _jacobians(texture, inverse, corner[0] + x + 0.5, corner[1] + y + 0.5)
+    if rows * columns <= _FEW_CELLS:
+        jacobian = _jacobians(texture, inverse, corner[0] + 0.5 * width, corner[1] + 0.5 * height)
         return [(np.s_[:, :], _footprint(jacobian))]
     y = np.minimum(np.arange(rows) * _CELL + _CELL // 2, height - 1)
     x = np.minimum(np.arange(columns) * _CELL + _CELL // 2, width - 1)

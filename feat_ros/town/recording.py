@@ -13,7 +13,7 @@ from feat_ros.camera import Camera
 from feat_ros.errors import DataError
 from feat_ros.image import write_png
 from feat_ros.sfm_map import partial_path, publish, write_text, writing
-from feat_ros.town.render import Frame, render
+from feat_ros.town.rendering import Frame, render
 from feat_ros.town.world import Scene
 
 

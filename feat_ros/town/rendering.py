@@ -27,7 +27,7 @@ Float32 = npt.NDArray[np.float32]
 # Samples a pixel along each axis.
 _SUPER = 2
 # Standard deviation, in samples, of the blur that any lens has.
-_LENS_BLUR = 1.0
+_LENS_BLUR = 0.8
 # A single plane serves up to this angle off the axis; beyond it, the faces of a cube.
 _PLANE_ANGLE = np.radians(62.0)
 _BLUR_TAPS = 7
@@ -323,11 +323,11 @@ def _add_mirror(
     scale = np.diag([small[0] / view.size_wh[0], small[1] / view.size_wh[1], 1.0])
     flip = np.diag([1.0, 1.0, -1.0, 1.0])
     below = View(
-        scale @ view.projection @ flip, small, view.eye * [1, 1, -1, 1], min_thickness=1.6
+        scale @ view.projection @ flip, small, view.eye * [1, 1, -1, 1], min_thickness=2.0
     )
     mirrored = rasterize(mesh, below)
     picture = _shade(scene, mesh, mirrored, below, plan, cam_from_map)
-    picture = cv2.blur(picture, (1, 7), borderType=cv2.BORDER_REPLICATE)
+    picture = cv2.blur(picture, (3, 15), borderType=cv2.BORDER_REPLICATE)
     picture = cv2.resize(picture, view.size_wh, interpolation=cv2.INTER_LINEAR)
     height, width = layers.quad.shape
     inverse = np.linalg.inv(view.projection[:, :3])
@@ -411,7 +411,7 @@ def _add_lamps(
     for lamp in scene.town.lamps:
         if abs(lamp[0] - eye[0]) < _LAMP_REACH_M:
             total += _falloff(lamp, xyz, normals, both)
-    gain = 13.0 * scene.light.lamp
+    gain = 18.0 * scene.light.lamp
     for c in range(3):
         parts[c] += total * np.float32(gain * _LAMP_RGB[c])
     ahead = cam_from_map.rotation[2]

@@ -1,0 +1,233 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verified matches between posed images become 3D points: tracks by pycolmap, weights by us."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feat_ros.camera import Camera
+from feat_ros.colmap_files import PosedImage
+from feat_ros.config import Config, option
+from feat_ros.sfm_map import writing
+from feat_ros.types import Features
+
+Ids = npt.NDArray[np.int64]
+Float = npt.NDArray[np.float64]
+
+_CALIBRATED = 2  # COLMAP's two-view configuration: relative pose known
+_ANY = 1e9
+# A direction that observations don't fix gets a standard deviation of this many map units.
+_UNKNOWN_SIGMA = 1e3
+
+
+@dataclass(frozen=True)
+class TriangulationConfig(Config):
+    """Options of :func:`triangulate`."""
+
+    min_angle_deg: float = option(
+        1.0, 'smallest angle between the rays of a point', minimum=0.01, maximum=90.0
+    )
+    max_reprojection_error_px: float = option(
+        4.0, 'largest reprojection error of a point, pixels', minimum=0.1, maximum=100.0
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Triangulated points and the keypoints that saw them.
+
+    :ivar xyz: (P, 3) in the map.
+    :ivar information: (P, 3, 3) inverse covariance.
+    :ivar observed: for each image the points (n,) that it saw and its keypoints (n,).
+    :ivar noise_scale: variance of the reprojection errors relative to the predicted one.
+    """
+
+    xyz: Float
+    information: Float
+    observed: list[tuple[Ids, Ids]]
+    noise_scale: float
+
+    @cached_property
+    def track_length(self) -> Ids:
+        """Number (P,) of images that saw each point."""
+        return np.bincount(
+            np.concatenate([points for points, _ in self.observed]), minlength=len(self.xyz)
+        )
+
+    def mean_over_track(self, features: Sequence[Features], name: str) -> Float:
+        """Mean (P, ...) of an array of the features over the keypoints of each point."""
+        total: Float | None = None
+        for number, (points, keypoints) in enumerate(self.observed):
+            rows = getattr(features[number], name)[keypoints]
+            if total is None:
+                total = np.zeros((len(self.xyz), *rows.shape[1:]))
+            np.add.at(total, points, rows)
+        assert total is not None, 'there is at least one image'
+        return total / self.track_length.reshape(-1, *[1] * (total.ndim - 1))
+
+
+def triangulate(
+    folder: Path,
+    images: list[PosedImage],
+    features: Sequence[Features],
+    matches: Mapping[tuple[int, int], Ids],
+    config: TriangulationConfig,
+) -> Structure:
+    """Triangulate points from verified matches.
+
+    pycolmap makes the tracks (and leaves its model in ``folder/sfm`` for other tools); positions
+    and covariances then follow from least squares with every keypoint's own noise.
+
+    :param matches: for each pair of images (i, j) rows (keypoint of i, keypoint of j).
+    :returns: a structure of no points where none could be triangulated.
+    """
+    model = _run_pycolmap(folder, images, features, matches, config)
+    xyz = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
+    tracks: list[list[tuple[int, int]]] = [[] for _ in images]
+    for row, point in enumerate(model.points3D.values()):
+        for element in point.track.elements:
+            tracks[element.image_id - 1].append((row, element.point2D_idx))
+    pairs = [np.array(track, np.int64).reshape(-1, 2) for track in tracks]
+    observed = [(pair[:, 0], pair[:, 1]) for pair in pairs]
+    if len(xyz) == 0:
+        return Structure(xyz, np.zeros((0, 3, 3)), observed, 1.0)
+    for _ in range(3):
+        information, gradient, cost = _normal_equations(images, features, xyz, observed)
+        step = np.linalg.solve(information, gradient[..., None])[..., 0]
+        # Where a step leaves its own ellipsoid the equations are not linear: pycolmap's stays.
+        inside = np.sum(step * gradient, axis=1) < 9 * max(1.0, cost / len(xyz))
+        xyz = xyz - np.where(inside[:, None], step, 0.0)
+    information, _, cost = _normal_equations(images, features, xyz, observed)
+    freedom = 2 * sum(len(points) for points, _ in observed) - 3 * len(xyz)
+    noise_scale = cost / max(freedom, 1)
+    return Structure(xyz, information / noise_scale, observed, noise_scale)
+
+
+def _normal_equations(
+    images: list[PosedImage],
+    features: Sequence[Features],
+    xyz: Float,
+    observed: list[tuple[Ids, Ids]],
+) -> tuple[Float, Float, float]:
+    """Sums over all observations of what :func:`observation_information` says."""
+    information = np.broadcast_to(np.eye(3) / _UNKNOWN_SIGMA**2, (len(xyz), 3, 3)).copy()
+    gradient, cost = np.zeros((len(xyz), 3)), 0.0
+    for number, (points, keypoints) in enumerate(observed):
+        part, slope, squared = observation_information(
+            images[number], features[number], xyz[points], keypoints
+        )
+        np.add.at(information, points, part)
+        np.add.at(gradient, points, slope)
+        cost += float(squared.sum())
+    return information, gradient, cost
+
+
+def observation_information(
+    image: PosedImage, features: Features, xyz: Float, keypoints: Ids
+) -> tuple[Float, Float, Float]:
+    """What one image says of points (n, 3): J^T J (n, 3, 3), J^T r (n, 3) and r^T r (n,).
+
+    J is the derivative of the pixel by the point and r the reprojection error, both divided by
+    the keypoint's standard deviation.
+    """
+    pixels, by_cam = image.camera.project_with_jacobian(image.cam_from_map.apply(xyz))
+    sigma = features.pixel_sigma[keypoints].astype(float)
+    jacobian = by_cam @ image.cam_from_map.rotation / sigma[:, None, None]
+    error = (pixels - features.keypoints[keypoints]) / sigma[:, None]
+    transposed = np.swapaxes(jacobian, 1, 2)
+    slope = (transposed @ error[..., None])[..., 0]
+    return transposed @ jacobian, slope, np.sum(error**2, axis=1)
+
+
+def _run_pycolmap(
+    folder: Path,
+    images: list[PosedImage],
+    features: Sequence[Features],
+    matches: Mapping[tuple[int, int], Ids],
+    config: TriangulationConfig,
+) -> Any:
+    """Return pycolmap's reconstruction; its image ids are our numbers plus one."""
+    import pycolmap
+
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    database, sfm = folder / 'sfm.db', folder / 'sfm'
+    with writing(sfm):
+        for old in folder.glob('sfm.db*'):
+            old.unlink()
+        shutil.rmtree(sfm, ignore_errors=True)
+        sfm.mkdir()
+    model = _pycolmap_model(images, features)
+    with pycolmap.Database.open(str(database)) as db:
+        for camera in model.cameras.values():
+            db.write_camera(camera, use_camera_id=True)
+        for rig in model.rigs.values():
+            db.write_rig(rig, use_rig_id=True)
+        for number in range(len(images)):
+            image = model.image(number + 1)
+            db.write_frame(model.frame(image.frame_id), use_frame_id=True)
+            db.write_image(image, use_image_id=True)
+            db.write_keypoints(number + 1, features[number].keypoints)
+        for (i, j), rows in matches.items():
+            geometry = pycolmap.TwoViewGeometry()
+            geometry.config = _CALIBRATED
+            geometry.inlier_matches = rows.astype(np.uint32)
+            db.write_matches(i + 1, j + 1, rows.astype(np.uint32))
+            db.write_two_view_geometry(i + 1, j + 1, geometry)
+    options = pycolmap.IncrementalPipelineOptions()
+    options.extract_colors = False
+    for part in (options, options.mapper, options.triangulation):
+        part.random_seed = 0
+        # pycolmap drops all images of a camera that exceeds these, without a word.
+        part.max_extra_param = part.max_focal_length_ratio = _ANY
+        part.min_focal_length_ratio = 1 / _ANY
+    options.triangulation.ignore_two_view_tracks = False
+    options.triangulation.min_angle = config.min_angle_deg
+    options.mapper.filter_min_tri_angle = config.min_angle_deg
+    options.triangulation.merge_max_reproj_error = config.max_reprojection_error_px
+    options.triangulation.complete_max_reproj_error = config.max_reprojection_error_px
+    options.mapper.filter_max_reproj_error = config.max_reprojection_error_px
+    model = pycolmap.triangulate_points(
+        model, str(database), str(folder), str(sfm), options=options
+    )
+    database.unlink()
+    return model
+
+
+def _pycolmap_model(images: list[PosedImage], features: Sequence[Features]) -> Any:
+    import pycolmap
+
+    model = pycolmap.Reconstruction()
+    camera_ids: dict[Camera, int] = {}
+    for number, image in enumerate(images):
+        camera = image.camera
+        if camera not in camera_ids:
+            camera_ids[camera] = len(camera_ids) + 1
+            model.add_camera_with_trivial_rig(
+                pycolmap.Camera(
+                    camera_id=camera_ids[camera],
+                    model=camera.model,
+                    width=camera.width,
+                    height=camera.height,
+                    params=camera.params,
+                )
+            )
+        pose = image.cam_from_map
+        model.add_image_with_trivial_frame(
+            pycolmap.Image(
+                name=image.name,
+                keypoints=features[number].keypoints.astype(float),
+                camera_id=camera_ids[camera],
+                image_id=number + 1,
+            ),
+            pycolmap.Rigid3d(pycolmap.Rotation3d(pose.rotation), pose.translation),
+        )
+    return model
