@@ -121,6 +121,21 @@ def _read_binary_model(folder: Path) -> Iterator[PosedImage]:
         )
 
 
+def select_images(images: list[PosedImage], names: list[str], source: str) -> list[PosedImage]:
+    """Return the named images of a model, in its order.
+
+    :raises DataError: the model has no image of a name.
+    """
+    missing = sorted(set(names) - {image.name for image in images})
+    if missing:
+        raise DataError(
+            f'{len(missing)} of {len(names)} listed images are not in {source}, the first is '
+            f'{missing[0]!r}'
+        )
+    wanted = set(names)
+    return [image for image in images if image.name in wanted]
+
+
 def read_names(path: str | Path) -> list[str]:
     """Read a list of image names, one a line.
 

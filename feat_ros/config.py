@@ -130,15 +130,23 @@ def to_dict(config: Any) -> dict[str, Any]:
 def parse_options(cls: type[T], pairs: typing.Iterable[str]) -> T:
     """Make a configuration from ``name=value`` words of a command line.
 
+    A dot reaches into a nested configuration: ``pnp.max_error_px=6``.
+
     :raises ConfigError: a word without ``=``, an unknown name or an unusable value.
     """
-    hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for pair in pairs:
-        name, separator, text = pair.partition('=')
+        path, separator, text = pair.partition('=')
         if not separator:
             raise ConfigError(f'option {pair!r} has no value: write it as name=value')
-        values[name] = _parse_value(text, hints[name]) if name in hints else text
+        *outer, name = path.split('.')
+        table, hints = values, typing.get_type_hints(cls)
+        for part in outer:
+            inner = hints.get(part)
+            if not dataclasses.is_dataclass(inner):
+                raise ConfigError(f'{cls.__name__} has no group {part!r} of options (in {pair!r})')
+            table, hints = table.setdefault(part, {}), typing.get_type_hints(inner)
+        table[name] = _parse_value(text, hints[name]) if name in hints else text
     return from_dict(cls, values)
 
 
@@ -155,3 +163,24 @@ def _parse_value(text: str, hint: Any) -> Any:
             except ValueError:
                 continue
     return text
+
+
+def describe(cls: type[Any], prefix: str = '') -> list[str]:
+    """One line for each option with its default and range, for ``--help``; groups with dots."""
+    lines = []
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            inner = typing.cast(type[Any], hints[field.name])
+            lines += describe(inner, f'{prefix}{field.name}.')
+            continue
+        data = field.metadata
+        limits = [
+            f'{word} {data[key]:g}'
+            for word, key in (('from', 'minimum'), ('to', 'maximum'))
+            if data[key] is not None
+        ]
+        limits += [f'one of {", ".join(map(str, data["choices"]))}'] if data['choices'] else []
+        extent = f' ({" ".join(limits)})' if limits else ''
+        lines.append(f'{prefix}{field.name}={field.default}  {data["description"]}{extent}')
+    return lines

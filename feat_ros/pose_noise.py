@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from feat_ros.colmap_files import PosedImage
-from feat_ros.geometry import Rigid3d, so3_log
 from feat_ros.matching import mutual_nearest
 from feat_ros.pnp import Observations, PnpConfig, solve_pnp
+from feat_ros.pose_error import normalised_error_squared, pose_error
 from feat_ros.sfm_map import PoseNoise
 from feat_ros.triangulation import observation_information, Structure
 from feat_ros.types import Features, Progress
@@ -34,23 +34,6 @@ _P95_CHI2_6 = 12.592
 _NEIGHBOURS = 20
 
 
-def pose_error(estimate: Rigid3d, truth: Rigid3d) -> Float:
-    """Error (6,) of a ``cam_from_map`` in the order and axes of a pose's covariance.
-
-    ``true - estimate`` of the camera's centre, then ``log(R_true R_estimate^T)`` of
-    ``map_from_cam``.
-    """
-    true, found = truth.inverse(), estimate.inverse()
-    turn = so3_log(true.rotation @ found.rotation.T)
-    return np.concatenate([true.translation - found.translation, turn])
-
-
-def normalised_error_squared(error: Float, covariance: Float) -> Float:
-    """Squared Mahalanobis lengths (...,) of errors (..., n); their mean is n if honest."""
-    solved = np.linalg.solve(covariance, error[..., None])[..., 0]
-    return np.asarray(np.sum(error * solved, axis=-1))
-
-
 def fit_pose_noise(errors: Float, covariances: Float) -> PoseNoise:
     """Find the noise of poses that explains errors beside their covariances.
 
@@ -58,7 +41,7 @@ def fit_pose_noise(errors: Float, covariances: Float) -> PoseNoise:
     by the median, which a few failures don't move; then both grow, if they must, until nine in
     ten errors lie within their 90 % ellipsoid.
 
-    :param errors: (N, 6) as :func:`pose_error` gives them.
+    :param errors: (N, 6) as :func:`feat_ros.pose_error.pose_error` gives them.
     :param covariances: (N, 6, 6).
     """
     if len(errors) == 0:

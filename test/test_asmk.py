@@ -390,9 +390,9 @@ def test_views_of_a_place_are_found_among_others() -> None:
 
 
 def root_sift(path: Path) -> Float32:
-    """At most 2048 descriptors of the image, its longer side at most 1024 pixels."""
+    """At most 2048 descriptors of the image, its longer side at most 640 pixels."""
     grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    scale = min(1.0, 1024 / max(grey.shape))
+    scale = min(1.0, 640 / max(grey.shape))
     grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     points, sift = cv2.SIFT_create(2048, contrastThreshold=0.004).detectAndCompute(grey, None)
     strongest = np.argsort([-point.response for point in points], kind='stable')[:2048]

@@ -17,6 +17,7 @@ import pytest
 from feat_ros.camera import Camera
 from feat_ros.colmap_files import read_colmap_model
 from feat_ros.errors import ConfigError, DataError
+from feat_ros.extractors import create_extractor
 from feat_ros.image import read_image
 from feat_ros.town import (
     CLASS_ID,
@@ -314,6 +315,34 @@ def test_other_lane_and_direction_see_the_same_walls_from_elsewhere(
     assert ahead[0] < -0.99
 
 
+def test_another_lane_on_another_day_is_found_within_10_cm(shoot: Shoot) -> None:
+    camera = doubled(PINHOLE)
+    known = shoot(Drive(day=1), camera, 1.0)
+    query = shoot(Drive(day=2, lane_offset_m=0.0, condition=CONDITIONS['overcast']), camera, 1.2)
+    extract = create_extractor('sift', max_keypoints=2000)
+    old, new = extract(known.image), extract(query.image)
+    column, row = np.floor(old.keypoints).astype(int).T
+    points = points_in_map(known)[row * camera.width + column]
+    usable = np.isfinite(points[:, 2])
+    similarity = new.descriptors @ old.descriptors[usable].T
+    best = similarity.argmax(axis=1)
+    mutual = similarity.argmax(axis=0)[best] == np.arange(len(best))
+    matrix = np.array([[450.0, 0, 320], [0, 450, 240], [0, 0, 1]])
+    found, rotation, translation, inliers = cv2.solvePnPRansac(
+        points[usable][best[mutual]],
+        new.keypoints[mutual].astype(float),
+        matrix,
+        None,
+        iterationsCount=2000,
+        reprojectionError=3.0,
+    )
+    assert found and len(inliers) > 40
+    eye = -cv2.Rodrigues(rotation)[0].T @ translation[:, 0]
+    truth = query.cam_from_map.inverse().translation
+    assert np.linalg.norm(truth - known.cam_from_map.inverse().translation) > 1.5
+    assert np.linalg.norm(eye - truth) < 0.1
+
+
 def test_conditions_look_as_they_should(shoot: Shoot) -> None:
     def taken(name: str, **changes: Any) -> Frame:
         return shoot(Drive(day=1, condition=replace(CONDITIONS[name], **changes)))
@@ -321,8 +350,13 @@ def test_conditions_look_as_they_should(shoot: Shoot) -> None:
     day, dusk, night = taken('day'), taken('dusk'), taken('night')
     brightness = [float(frame.image.mean()) for frame in (day, dusk, night)]
     assert brightness[0] > brightness[1] > brightness[2] > 8
-    windows = night.image[night.class_id == CLASS_ID['window']].max(axis=1)
-    assert np.percentile(windows, 99) > 4 * np.median(windows)
+    # Lit windows: brighter than the walls at night, not by day.
+    ratio = [
+        np.percentile(frame.image[frame.class_id == CLASS_ID['window']], 99)
+        / np.percentile(frame.image[frame.class_id == CLASS_ID['building']], 99)
+        for frame in (day, night)
+    ]
+    assert ratio[1] > 1.3 * ratio[0]
     bare, leafy = taken('winter'), taken('overcast')
     is_tree = [np.mean(frame.class_id == CLASS_ID['tree']) for frame in (bare, leafy)]
     assert 0 < is_tree[0] < is_tree[1]

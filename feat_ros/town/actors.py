@@ -151,7 +151,6 @@ def _car_strips(rng: Rng, outline: Any, size: tuple[float, float, float], rgb: A
     dark = np.array([40, 46, 52], np.float32)
     light = np.array(rgb) * 1.15
     quads = []
-    # The first half of a pane's width at its upper end is cut by the tilt of the sides.
     for k, (low_rgb, pinch) in enumerate(
         ((rgb, ''), (dark, 'up'), (light, 'roof'), (dark, 'down'), (light, ''))
     ):

@@ -1,0 +1,66 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``feat_ros COMMAND``; one module a group of commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from feat_ros.cli import demo, localize, maps
+from feat_ros.cli.common import write_output
+from feat_ros.errors import FeatRosError
+
+_DESCRIPTION = """Where is this camera in the map that was built before?
+
+  feat_ros map build    images with known poses -> a map folder
+  feat_ros map info     what is in a map, checked and drawn from above
+  feat_ros localize     new images -> poses with covariance, or the reason why not
+  feat_ros evaluate     poses against ground truth
+  feat_ros extract      look at the features of an image
+  feat_ros bench        how fast, against a named baseline in the same run
+  feat_ros demo         all of it once, on photographs
+
+"feat_ros COMMAND --help" explains each with an example."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog='feat_ros',
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+    for module in (maps, localize, demo):
+        module.add_parser(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return 0, 1 for an error of the input, 130 when interrupted."""
+    logging.basicConfig(format='%(message)s', level=logging.WARNING)
+    args = build_parser().parse_args(argv)
+    try:
+        result = args.run(args)
+        if args.json is not None:
+            write_output(args.json, json.dumps(result, indent=1) + '\n')
+    except FeatRosError as error:
+        print(f'feat_ros: {error}', file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if Path(__file__).parent.parent.name == (error.name or '').split('.')[0]:
+            raise
+        print(
+            f'feat_ros: this command needs the Python package {error.name!r}: install it with '
+            f"pip install 'feat_ros[map]', or pip install {error.name}",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print('feat_ros: interrupted; an unfinished build resumes', file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,153 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures for people; matplotlib, drawn to files without a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feat_ros.errors import DataError
+from feat_ros.geometry import Rigid3d
+from feat_ros.image import Image
+from feat_ros.sfm_map import SfmMap
+from feat_ros.types import Features
+
+Float = npt.NDArray[np.float64]
+
+_MAX_POINTS = 50_000
+_MAP_COLOUR, _ESTIMATE_COLOUR, _TRUTH_COLOUR = '#0072b2', '#d55e00', '#009e73'
+
+
+def plot_top_view(
+    path: str | Path,
+    sfm_map: SfmMap,
+    estimates: Mapping[str, Rigid3d] | None = None,
+    ground_truth: Mapping[str, Rigid3d] | None = None,
+) -> None:
+    """Draw a map from above: points, the map's cameras, and estimated poses if given.
+
+    Where gravity is unknown, up is taken to be opposite to the cameras' mean down direction.
+
+    :raises DataError: the file cannot be written.
+    """
+    rotations, translations = sfm_map.image_poses()
+    basis = _horizontal(rotations, known=sfm_map.manifest.gravity == 'known')
+    step = max(1, sfm_map.num_points // _MAX_POINTS)
+    points = sfm_map.points(np.arange(0, sfm_map.num_points, step))[0] @ basis.T
+    centers = -np.einsum('nji,nj->ni', rotations, translations) @ basis.T
+    figure, axes = _figure(8, 8)
+    height = points[:, 2] - np.median(points[:, 2])
+    limit = max(float(np.quantile(np.abs(height), 0.95)), 1e-9)
+    axes.scatter(
+        points[:, 0], points[:, 1], s=1, c=height, cmap='viridis', vmin=-limit, vmax=limit,
+        linewidths=0, alpha=0.6, rasterized=True,
+    )  # fmt: skip
+    _draw_cameras(axes, centers, (rotations @ basis.T)[:, 2], _MAP_COLOUR, 'map images')
+    for poses, colour, label in (
+        (ground_truth, _TRUTH_COLOUR, 'ground truth'),
+        (estimates, _ESTIMATE_COLOUR, 'localized'),
+    ):
+        if poses:
+            inverse = [pose.inverse() for pose in poses.values()]
+            at = np.array([pose.translation for pose in inverse]) @ basis.T
+            ahead = np.array([pose.rotation[:, 2] for pose in inverse]) @ basis.T
+            _draw_cameras(axes, at, ahead, colour, label)
+    seen = np.concatenate([centers, points])[:, :2]
+    low, high = np.quantile(seen, [0.01, 0.99], axis=0)
+    low, high = np.minimum(low, centers[:, :2].min(0)), np.maximum(high, centers[:, :2].max(0))
+    middle, half = (low + high) / 2, 0.55 * max(float((high - low).max()), 1e-9)
+    axes.set_xlim(middle[0] - half, middle[0] + half)
+    axes.set_ylim(middle[1] - half, middle[1] + half)
+    unit = 'm' if sfm_map.manifest.scale == 'metric' else 'map units'
+    axes.set_aspect('equal')
+    axes.set_xlabel(unit)
+    axes.set_ylabel(unit)
+    axes.set_title(
+        f'{sfm_map.path.name}: {sfm_map.num_points} points, {sfm_map.num_images} images'
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc='upper right')
+    _save(figure, path)
+
+
+def _draw_cameras(axes: Any, centers: Float, ahead: Float, colour: str, label: str) -> None:
+    axes.scatter(centers[:, 0], centers[:, 1], s=16, color=colour, label=label, zorder=3)
+    axes.quiver(
+        centers[:, 0], centers[:, 1], ahead[:, 0], ahead[:, 1], color=colour, scale=25,
+        width=0.003, zorder=3,
+    )  # fmt: skip
+
+
+def _horizontal(rotations: Float, *, known: bool) -> Float:
+    """Rows: two horizontal axes and up, in map coordinates."""
+    up = np.array([0.0, 0.0, 1.0]) if known else -rotations[:, 1].mean(axis=0)
+    if np.linalg.norm(up) < 1e-6:
+        up = np.array([0.0, 0.0, 1.0])
+    up = up / np.linalg.norm(up)
+    if known:
+        return np.eye(3)
+    helper = rotations[0, 0] - (rotations[0, 0] @ up) * up
+    right = helper / max(float(np.linalg.norm(helper)), 1e-9)
+    return np.stack([right, np.cross(up, right), up])
+
+
+def plot_features(path: str | Path, images: Sequence[tuple[str, Image, Features]]) -> None:
+    """Draw keypoints on their images, coloured by stability; the size is the score's rank.
+
+    :raises DataError: the file cannot be written.
+    """
+    height = sum(6 * image.shape[0] / image.shape[1] + 0.4 for _, image, _ in images)
+    figure, axes = _figure(8, height, rows=len(images))
+    for axis, (name, image, features) in zip(np.atleast_1d(axes), images, strict=True):
+        axis.imshow(image)
+        rank = np.linspace(24, 2, len(features))
+        drawn = axis.scatter(
+            features.keypoints[:, 0] - 0.5, features.keypoints[:, 1] - 0.5, s=rank,
+            c=features.stability, cmap='cividis', vmin=0, vmax=1, marker='o', linewidths=0.3,
+            edgecolors='white',
+        )  # fmt: skip
+        axis.set_title(f'{name}: {len(features)} keypoints', fontsize=9)
+        axis.axis('off')
+        figure.colorbar(drawn, ax=axis, label='stability', shrink=0.7)
+    _save(figure, path)
+
+
+def plot_matches(
+    path: str | Path, image: Image, pixels: Float, projected: Float, title: str
+) -> None:
+    """Draw on a query what it was localized by: keypoints, and where the map says they are.
+
+    :param pixels: (n, 2) keypoints of the inliers.
+    :param projected: (n, 2) their map points seen from the estimated pose.
+    :raises DataError: the file cannot be written.
+    """
+    figure, axes = _figure(9, 9 * image.shape[0] / image.shape[1] + 0.6)
+    axes.imshow(image)
+    error = np.linalg.norm(pixels - projected, axis=1)
+    drawn = axes.scatter(
+        pixels[:, 0] - 0.5, pixels[:, 1] - 0.5, s=8, c=error, cmap='cividis_r', vmin=0, vmax=4,
+        linewidths=0,
+    )  # fmt: skip
+    figure.colorbar(drawn, ax=axes, label='reprojection error [px]', shrink=0.8)
+    axes.set_title(title, fontsize=10)
+    axes.axis('off')
+    _save(figure, path)
+
+
+def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout='constrained')
+    return figure, figure.subplots(rows, 1)
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise DataError(f'picture {path} cannot be written: {error}') from None
