@@ -56,7 +56,7 @@ def plot_top_view(
             inverse = [pose.inverse() for pose in poses.values()]
             at = np.array([pose.translation for pose in inverse]) @ basis.T
             ahead = np.array([pose.rotation[:, 2] for pose in inverse]) @ basis.T
-            _draw_cameras(axes, at, ahead, colour, label)
+            _draw_cameras(axes, at, ahead, colour, label, ring=poses is ground_truth)
     seen = np.concatenate([centers, points])[:, :2]
     low, high = np.quantile(seen, [0.01, 0.99], axis=0)
     low, high = np.minimum(low, centers[:, :2].min(0)), np.maximum(high, centers[:, :2].max(0))
@@ -75,8 +75,13 @@ def plot_top_view(
     _save(figure, path)
 
 
-def _draw_cameras(axes: Any, centers: Float, ahead: Float, colour: str, label: str) -> None:
-    axes.scatter(centers[:, 0], centers[:, 1], s=16, color=colour, label=label, zorder=3)
+def _draw_cameras(
+    axes: Any, centers: Float, ahead: Float, colour: str, label: str, *, ring: bool = False
+) -> None:
+    axes.scatter(
+        centers[:, 0], centers[:, 1], s=90 if ring else 16, edgecolors=colour,
+        facecolors='none' if ring else colour, label=label, zorder=3,
+    )  # fmt: skip
     axes.quiver(
         centers[:, 0], centers[:, 1], ahead[:, 0], ahead[:, 1], color=colour, scale=25,
         width=0.003, zorder=3,

@@ -121,6 +121,33 @@ class PosePrior:
 
 
 LocalizationResult = PoseEstimate | PoseFailure
+
+
+@dataclass(frozen=True, eq=False)
+class FrameRecord:
+    """What became of one frame of a stream; a row of ``frames.csv``.
+
+    :ivar status: 'localized', 'refused' or 'dropped' (a newer frame came first).
+    :ivar reason: why it was refused; None otherwise.
+    :ivar map_from_base: the body's pose (the camera's where no base is known).
+    :ivar covariance: (6, 6) of it, ordered as in :class:`PoseEstimate`.
+    :ivar truth: ``map_from_base`` where ground truth is known.
+    :ivar ms: milliseconds spent per stage.
+    """
+
+    stamp_ns: int
+    status: str
+    reason: FailureReason | None = None
+    detail: str = ''
+    mode: str = ''
+    num_matches: int = 0
+    num_inliers: int = 0
+    map_from_base: Rigid3d | None = None
+    covariance: Float64 | None = None
+    truth: Rigid3d | None = None
+    ms: dict[str, float] = field(default_factory=dict)
+
+
 JsonDict = dict[str, Any]
 # Shows the advance of a step: (items, what is done with each) -> the same items.
 Progress = Callable[[list[Any], str], Iterable[Any]]

@@ -43,7 +43,8 @@ class Frame:
     """One picture and the truth about it.
 
     :ivar image: (H, W, 3) uint8 RGB.
-    :ivar depth: (H, W) float32, z in the camera's optical frame, metres; infinite for the sky.
+    :ivar depth: (H, W) float32, z in the camera's optical frame, metres; infinite for the sky,
+        not positive where a fisheye sees more than 90 degrees off its axis.
     :ivar class_id: (H, W) uint8, ids of :data:`feat_ros.town.classes.TOWN_LABELS`.
     :ivar group: (H, W) uint8 stability groups.
     :ivar is_static: (H, W) bool, whether the pixel's surface stands still during the drive.
