@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from feat_ros.camera import Camera
-from feat_ros.config import Config, option
+from feat_ros.config import Config, from_dict, option
 from feat_ros.errors import ImageError
 from feat_ros.extractors import Extractor
 from feat_ros.geometry import rotation_angle_deg
 from feat_ros.image import Image
 from feat_ros.matching import mutual_nearest
 from feat_ros.pnp import Observations, PnpConfig, PnpSolution, solve_pnp
+from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import (
     FailureReason,
@@ -33,6 +34,8 @@ from feat_ros.types import (
 Ids = npt.NDArray[np.int64]
 # Returns the map's images most like the given features, best first.
 Retriever = Callable[[Features], Ids]
+# Descriptors of a query that retrieval uses, the strongest; the HOW paper's number.
+_RETRIEVAL_FEATURES = 1000
 
 # Expected number of false poses among this many images that the least number of inliers allows.
 _FALSE_POSES = 1e-6
@@ -57,9 +60,32 @@ class LocalizerConfig(Config):
     max_rotation_sigma_deg: float = option(
         5.0, 'largest standard deviation of the orientation that is published', minimum=0.0
     )
+    retrieved_images: int = option(
+        10, 'most similar images whose points are matched', minimum=1, maximum=10_000
+    )
     prior_images: int = option(
         20, 'images near a prior whose points are matched', minimum=1, maximum=1000
     )
+
+
+def create_retriever(sfm_map: SfmMap, config: LocalizerConfig) -> Retriever | None:
+    """Open the retrieval index of a map.
+
+    :returns: None where all images are candidates anyway, or the map has no index.
+    :raises MapError: the index is damaged.
+    """
+    arrays = sfm_map.retrieval_arrays()
+    if not arrays or sfm_map.num_images <= config.retrieved_images:
+        return None
+    index = AsmkIndex.from_arrays(
+        arrays, from_dict(AsmkConfig, sfm_map.manifest.retrieval['options'])
+    )
+
+    def retrieve(features: Features) -> Ids:
+        strongest = features.descriptors[:_RETRIEVAL_FEATURES]
+        return index.search(strongest, config.retrieved_images)[0]
+
+    return retrieve
 
 
 class Localizer:

@@ -35,6 +35,7 @@ from feat_ros.geometry import skew
 from feat_ros.image import read_image
 from feat_ros.matching import mutual_nearest
 from feat_ros.pose_noise import check_left_out
+from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, train_codebook
 from feat_ros.sfm_map import (
     ExtractorInfo,
     Manifest,
@@ -42,6 +43,7 @@ from feat_ros.sfm_map import (
     publish,
     Segment,
     SfmMap,
+    write_arrays,
     write_manifest,
     write_segment,
     write_text,
@@ -54,6 +56,9 @@ Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
+
+# Descriptors of an image that retrieval uses, the strongest; the HOW paper's number.
+_RETRIEVAL_FEATURES = 1000
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class BuildConfig(Config):
     )
     min_matches: int = option(15, 'verified matches that a pair of images needs', minimum=1)
     triangulation: TriangulationConfig = option(TriangulationConfig, 'points from matches')
+    retrieval: AsmkConfig = option(AsmkConfig, 'image retrieval')
     left_out_images: int = option(
         200, 'images that are localized without themselves, to measure the pose noise', minimum=0
     )
@@ -123,6 +129,7 @@ def build_map(
         ),
         pose_noise=check.noise,
         segments=[config.to_dict(write_segment(partial / 'segment-0000', segment))],
+        retrieval=_index_images(partial, features, options.retrieval),
         measured={
             'num_keypoints': sum(features.counts),
             'num_pairs': len(matches),
@@ -197,6 +204,17 @@ def _open_partial(out: Path, fingerprint: dict[str, Any]) -> Path:
             (partial / folder).mkdir(parents=True, exist_ok=True)
     write_text(note, json.dumps(fingerprint))
     return partial
+
+
+def _index_images(partial: Path, features: FeatureStore, options: AsmkConfig) -> dict[str, Any]:
+    """Write the retrieval index of all images; return its entry for the manifest."""
+    strongest = [item.descriptors[:_RETRIEVAL_FEATURES] for item in features]
+    codebook = train_codebook(np.concatenate(strongest), options.num_words, options.seed)
+    index = AsmkIndex.build(codebook, strongest, options)
+    return {
+        'options': config.to_dict(options),
+        'arrays': write_arrays(partial / 'retrieval', index.arrays()),
+    }
 
 
 class FeatureStore(Sequence[Features]):

@@ -105,6 +105,7 @@ class Manifest(Config):
     extractor: ExtractorInfo = option(ExtractorInfo, 'what made the descriptors')
     pose_noise: PoseNoise = option(PoseNoise, 'measured by leaving images out')
     segments: list[dict[str, Any]] = option(list, 'the segments, in order of their points')
+    retrieval: dict[str, Any] = option(dict, 'options and arrays of image retrieval')
     measured: dict[str, Any] = option(dict, 'figures of the build')
     provenance: dict[str, Any] = option(dict, 'inputs, options and versions of the build')
 
@@ -344,6 +345,15 @@ class SfmMap:
         for segment in self._segments:
             for array in segment.arrays.values():
                 array.verify()
+        self.retrieval_arrays()
+
+    def retrieval_arrays(self) -> dict[str, Array]:
+        """Arrays of the retrieval index by name, checked; none in a map that has no index.
+
+        :raises MapError: a missing or damaged file.
+        """
+        folder, entries = self.path / 'retrieval', self.manifest.retrieval.get('arrays', {})
+        return {n: CheckedArray(folder / f'{n}.npy', entry)[:] for n, entry in entries.items()}
 
     def check_extractor(self, name: str) -> None:
         """Check that features of this extractor can be matched with the map.
@@ -438,12 +448,10 @@ def write_segment(folder: Path, segment: Segment) -> SegmentInfo:
         'observation_points': np.concatenate([p for p, _ in segment.image_observations]),
         'observation_pixels': np.concatenate([xy for _, xy in segment.image_observations]),
     }
-    entries = {}
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, values in arrays.items():
-            dtype = names.dtype if name == 'image_names' else ARRAYS[name][0]
-            entries[name] = write_array(folder / f'{name}.npy', np.asarray(values, dtype))
+    typed = {
+        name: np.asarray(values, names.dtype if name == 'image_names' else ARRAYS[name][0])
+        for name, values in arrays.items()
+    }
     return SegmentInfo(
         name=folder.name,
         num_points=len(segment.points_xyz),
@@ -452,8 +460,18 @@ def write_segment(folder: Path, segment: Segment) -> SegmentInfo:
         origin=origin.tolist(),
         descriptor_scale=scale,
         cameras=[camera.to_words() for camera in segment.cameras],
-        arrays=entries,
+        arrays=write_arrays(folder, typed),
     )
+
+
+def write_arrays(folder: Path, arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Write arrays into a new folder; return their entries for the manifest.
+
+    :raises MapError: the disk is full or read-only.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return {n: write_array(folder / f'{n}.npy', array) for n, array in arrays.items()}
 
 
 def write_array(path: Path, array: Array) -> dict[str, Any]:

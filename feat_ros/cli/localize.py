@@ -28,7 +28,7 @@ from feat_ros.errors import DataError
 from feat_ros.evaluation import compare_poses, covariance_report, latency_summary, summarise
 from feat_ros.extractors import create_extractor, EXTRACTORS
 from feat_ros.image import read_image
-from feat_ros.localizer import Localizer, LocalizerConfig
+from feat_ros.localizer import create_retriever, Localizer, LocalizerConfig
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import LocalizationResult, PoseEstimate
 
@@ -141,7 +141,9 @@ def open_localizer(
     name = extractor or built.name
     sfm_map.check_extractor(name)
     chosen = {**built.options, **extractor_options(name, words)}
-    return Localizer(sfm_map, create_extractor(name, **chosen), config=options)
+    return Localizer(
+        sfm_map, create_extractor(name, **chosen), create_retriever(sfm_map, options), options
+    )
 
 
 def localize_all(

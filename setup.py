@@ -1,0 +1,55 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The package, for pip and for colcon (ament_python)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = 'feat_ros'
+
+MAP = ['pycolmap>=4,<5', 'scipy', 'matplotlib', 'tqdm', 'rosbags>=0.11.6']
+TEST = ['pytest', 'pytest-cov']
+
+
+def data_files() -> list[tuple[str, list[str]]]:
+    """Return what goes under ``share``: the ament marker, the manifest and what nodes start with."""
+    share = Path('share')
+    installed = {
+        share / 'ament_index' / 'resource_index' / 'packages': [f'resource/{NAME}'],
+        share / NAME: ['package.xml'],
+    }
+    for folder in ('launch', 'config', 'maps'):
+        for path in sorted(Path(folder).rglob('*')):
+            if path.is_file() and '__pycache__' not in path.parts:
+                installed.setdefault(share / NAME / path.parent, []).append(str(path))
+    return [(str(target), paths) for target, paths in installed.items()]
+
+
+setup(
+    name=NAME,
+    version='0.1.0',
+    description='Visual localization with semantic-guided features, for ROS 2 and without it',
+    author='The feat_ros authors',
+    maintainer='The feat_ros authors',
+    maintainer_email='maintainers@example.org',
+    license='Apache-2.0',
+    packages=find_packages(include=[NAME, f'{NAME}.*']),
+    package_data={NAME: ['py.typed', 'weights/*']},
+    data_files=data_files(),
+    python_requires='>=3.10',
+    # All that a robot needs beside one inference runtime; ROS brings both through apt.
+    install_requires=['numpy>=1.21.6', 'opencv-python-headless>=4.5.4,<5'],
+    extras_require={
+        'map': MAP,
+        'onnx': ['onnxruntime'],
+        # The one place that names the version; 'make torch' installs it without CUDA.
+        'train': ['torch==2.13.0'],
+        'dds': ['cyclonedds'],
+        # colcon looks for pytest under this name.
+        'test': TEST,
+        'dev': [*MAP, *TEST, 'ruff', 'mypy', 'poselib; platform_machine == "x86_64"'],
+    },
+    entry_points={'console_scripts': [f'{NAME} = {NAME}.cli:main']},
+    zip_safe=False,
+)
