@@ -13,7 +13,7 @@ TEST = ['pytest', 'pytest-cov']
 
 
 def data_files() -> list[tuple[str, list[str]]]:
-    """Return what goes under ``share``: the ament marker, the manifest and what nodes start with."""
+    """Return what goes under ``share``: the ament marker and what nodes start with."""
     share = Path('share')
     installed = {
         share / 'ament_index' / 'resource_index' / 'packages': [f'resource/{NAME}'],

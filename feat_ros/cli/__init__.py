@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from feat_ros.cli import demo, localize, maps
-from feat_ros.cli.common import write_output
+from feat_ros.cli.common import close_bars, write_output
 from feat_ros.errors import FeatRosError
 
 _DESCRIPTION = """Where is this camera in the map that was built before?
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.json is not None:
             write_output(args.json, json.dumps(result, indent=1) + '\n')
     except FeatRosError as error:
+        close_bars()
         print(f'feat_ros: {error}', file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
+        close_bars()
         print('feat_ros: interrupted; an unfinished build resumes', file=sys.stderr)
         return 130
     return 0

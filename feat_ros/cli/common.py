@@ -11,13 +11,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, IO
+from typing import Any, cast, IO
 
 import numpy as np
 import numpy.typing as npt
 
 from feat_ros import config
 from feat_ros.errors import DataError
+
+_open_bars: list[Any] = []
 
 
 def add_command(
@@ -63,11 +65,20 @@ def extractor_options(name: str, pairs: list[str]) -> dict[str, Any]:
 
 
 def progress(items: list[Any], what: str) -> Iterable[Any]:
-    """Show a bar on standard error while the items are used."""
-    from tqdm import tqdm
+    """Show a bar on standard error while the items are used, where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return items
+    bar = tqdm(items, desc=what, unit='image', file=sys.stderr, dynamic_ncols=True)
+    _open_bars.append(bar)
+    return cast(Iterable[Any], bar)
 
-    bar: Iterable[Any] = tqdm(items, desc=what, unit='image', file=sys.stderr, dynamic_ncols=True)
-    return bar
+
+def close_bars() -> None:
+    """End the line of a bar that an error left unfinished."""
+    while _open_bars:
+        _open_bars.pop().close()
 
 
 def write_output(path: Path, text: str) -> None:
