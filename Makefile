@@ -27,7 +27,7 @@ $(VENV)/created:
 	    $(PYTHON) -m venv --clear $(VENV_FLAGS) $(VENV); \
 	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
 	    $(PYTHON) -m venv --clear --without-pip $(VENV_FLAGS) $(VENV) && \
-	    $(PYTHON) -m pip install --quiet --target "$$($(BIN)/python -c \
+	    PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --target "$$($(BIN)/python -c \
 	        'import sysconfig; print(sysconfig.get_path("purelib"))')" pip; \
 	else \
 	    echo 'Python has neither venv nor pip: run apt-get install python3-venv' >&2; exit 1; \

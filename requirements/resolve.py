@@ -33,12 +33,12 @@ def dry_run(*arguments: str) -> tuple[list[str], str]:
     """Return what pip would install, as ``name version``, and what it says on failure."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / 'report.json'
-        command = [sys.executable, '-m', 'pip', 'install', '--dry-run', '--quiet']
+        command = [sys.executable, '-m', 'pip', 'install', '--dry-run']
         command += ['--only-binary=:all:', '--ignore-installed', '--target', folder]
         command += ['--report', str(report), *arguments]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
-            return [], run.stderr
+            return [], run.stdout + run.stderr
         items = [item['metadata'] for item in json.loads(report.read_text())['install']]
     return sorted(f'{item["name"]} {item["version"]}' for item in items), ''
 

@@ -124,7 +124,7 @@ def test_robot_profile_without_arm_wheels_is_found(tmp_path: Path) -> None:
     run = run_script(tmp_path, 'resolve.py', 'humble', index=(tmp_path / 'index').as_uri())
     assert run.returncode == 1
     assert 'humble cannot be installed on 64-bit ARM' in run.stdout
-    assert 'No matching distribution found for onnxruntime' in run.stdout
+    assert re.search('ERROR: .*onnxruntime', run.stdout)
 
 
 def test_resolving_without_an_index_is_skipped_aloud(tmp_path: Path) -> None:
