@@ -61,14 +61,14 @@ def _read_text_model(folder: Path) -> Iterator[PosedImage]:
     for where, line in _lines(folder / 'cameras.txt'):
         number, *words = line.split()
         cameras[number] = _camera(words, where)
-    numbered = [
+    lines = (
         (f'{folder / "images.txt"}:{number}', line)
         for number, line in enumerate(_read_text(folder / 'images.txt').splitlines(), 1)
         if not line.startswith('#')
-    ]
+    )
     # An image is two lines; the second, of points, may be empty and is absent after the last.
-    for row in range(0, len(numbered), 2):
-        where, line = numbered[row]
+    # Empty lines before an image mean nothing, as in COLMAP.
+    for where, line in lines:
         if not line.strip():
             continue
         words = line.split(maxsplit=9)
@@ -79,12 +79,12 @@ def _read_text_model(folder: Path) -> Iterator[PosedImage]:
             )
         if words[8] not in cameras:
             raise DataError(f'{where} names camera {words[8]}, which cameras.txt does not have')
-        points = numbered[row + 1][1].split()[2::3] if row + 1 < len(numbered) else []
+        _, points = next(lines, ('', ''))
         yield PosedImage(
             name=words[9].strip(),
             camera=cameras[words[8]],
             cam_from_map=_pose(words[1:8], where),
-            points=_point_numbers(points, where),
+            points=_point_numbers(points.split()[2::3], where),
         )
 
 

@@ -55,10 +55,10 @@ class LocalizerConfig(Config):
         maximum=0.5,
     )
     max_position_sigma_m: float = option(
-        0.5, 'largest standard deviation of the position that is published, metres', minimum=0.0
+        0.5, 'largest standard deviation of the position by the image alone, metres', minimum=0.0
     )
     max_rotation_sigma_deg: float = option(
-        5.0, 'largest standard deviation of the orientation that is published', minimum=0.0
+        5.0, 'largest standard deviation of the orientation by the image alone', minimum=0.0
     )
     retrieved_images: int = option(
         10, 'most similar images whose points are matched', minimum=1, maximum=10_000
@@ -240,13 +240,7 @@ class Localizer:
         self, estimate: PoseEstimate, solution: PnpSolution, features: Features, camera: Camera
     ) -> tuple[FailureReason, str] | None:
         """Return why a pose must not be published, or None."""
-        needed = max(
-            self.config.min_inliers,
-            chance_inliers(
-                estimate.num_matches, camera, self.config.pnp.max_error_px,
-                self.config.pnp.max_iterations,
-            ),
-        )  # fmt: skip
+        needed = needed_inliers(estimate.num_matches, camera, self.config)
         if estimate.num_inliers < needed:
             return (
                 FailureReason.TOO_FEW_INLIERS,
@@ -262,8 +256,9 @@ class Localizer:
                 f'the inliers spread over {spread:.3f} of the image diagonal, '
                 f'{self.config.min_spread} is needed',
             )
-        position = np.sqrt(np.linalg.eigvalsh(estimate.covariance[:3, :3])[-1])
-        rotation = np.degrees(np.sqrt(np.linalg.eigvalsh(estimate.covariance[3:, 3:])[-1]))
+        # What this image fixed: the map's own noise is the same for all and known beforehand.
+        position = np.sqrt(np.linalg.eigvalsh(solution.covariance[:3, :3])[-1])
+        rotation = np.degrees(np.sqrt(np.linalg.eigvalsh(solution.covariance[3:, 3:])[-1]))
         is_metric = self.map.manifest.scale == 'metric'
         if (is_metric and position > self.config.max_position_sigma_m) or (
             rotation > self.config.max_rotation_sigma_deg
@@ -272,9 +267,17 @@ class Localizer:
                 FailureReason.COVARIANCE_TOO_LARGE,
                 f'standard deviation of {position:.3g} m and {rotation:.3g} deg, at most '
                 f'{self.config.max_position_sigma_m} m and '
-                f'{self.config.max_rotation_sigma_deg} deg are published',
+                f'{self.config.max_rotation_sigma_deg} deg are allowed',
             )
         return None
+
+
+def needed_inliers(num_matches: int, camera: Camera, config: LocalizerConfig) -> int:
+    """Return how many matches must agree with a pose for it to be believed."""
+    by_chance = chance_inliers(
+        num_matches, camera, config.pnp.max_error_px, config.pnp.max_iterations
+    )
+    return max(config.min_inliers, by_chance)
 
 
 def chance_inliers(num_matches: int, camera: Camera, radius_px: float, hypotheses: int) -> int:

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from feat_ros.colmap_files import PosedImage
+from feat_ros.localizer import LocalizerConfig, needed_inliers
 from feat_ros.matching import mutual_nearest
-from feat_ros.pnp import Observations, PnpConfig, solve_pnp
+from feat_ros.pnp import Observations, solve_pnp
 from feat_ros.pose_error import normalised_error_squared, pose_error
 from feat_ros.sfm_map import PoseNoise
 from feat_ros.triangulation import observation_information, Structure
@@ -164,6 +165,7 @@ def _localize_left_out(
     step = np.linalg.solve(information[points[left]], slope[..., None])[..., 0]
     xyz[points[left]] += step / structure.noise_scale
 
+    options = LocalizerConfig()
     solution = solve_pnp(
         Observations(
             image.camera,
@@ -172,8 +174,9 @@ def _localize_left_out(
             own.pixel_sigma[matches[:, 0]].astype(float),
             np.linalg.inv(information[matched]),
         ),
-        PnpConfig(),
+        options.pnp,
     )
-    if solution is None:
+    needed = needed_inliers(len(matches), image.camera, options)
+    if solution is None or len(solution.inliers) < needed:
         return None
     return pose_error(solution.cam_from_map, image.cam_from_map), solution.covariance

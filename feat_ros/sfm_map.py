@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -139,12 +140,12 @@ class CheckedArray:
         self._path = path
         dtype, shape = np.dtype(entry['dtype']), tuple(entry['shape'])
         try:
-            self._rows = np.load(path, mmap_mode='r', allow_pickle=False)
+            self._rows = np.lib.format.open_memmap(path, mode='r')
         except FileNotFoundError:
             raise MapError(f'{path} is missing: copy the whole map again or rebuild it') from None
         except OSError as error:
             raise MapError(f'{path} cannot be read: {error.strerror or error}') from None
-        except ValueError as error:
+        except (ValueError, SyntaxError, TokenError) as error:  # what NumPy says of a bad header
             raise MapError(f'{path} is not the array it should be ({error}): rebuild it') from None
         if self._rows.dtype != dtype or self._rows.shape != shape:
             raise MapError(
@@ -477,11 +478,14 @@ def write_arrays(folder: Path, arrays: Mapping[str, Array]) -> dict[str, Any]:
 def write_array(path: Path, array: Array) -> dict[str, Any]:
     """Write one array to disk and return its entry: type, shape, block hashes."""
     array = np.ascontiguousarray(array)
+    data = array.reshape(-1).view(np.uint8)
     with path.open('wb') as file:
-        np.save(file, array, allow_pickle=False)
+        # Not np.save: it loses the last bytes of an array on a full disk and does not say so.
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(data.data)
         file.flush()
         os.fsync(file.fileno())
-    data = array.reshape(-1).view(np.uint8)
     blocks = [_hash(data[at : at + _BLOCK_BYTES]) for at in range(0, data.size, _BLOCK_BYTES)]
     return {'dtype': array.dtype.str, 'shape': list(array.shape), 'blocks': blocks}
 
@@ -524,7 +528,12 @@ def publish(partial: Path, path: Path) -> None:
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
-        os.rename(partial, path)
+        try:
+            os.rename(partial, path)
+        except OSError:
+            if old.exists():
+                os.rename(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
 
 
