@@ -16,10 +16,11 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
@@ -64,7 +65,14 @@ LOAD = 'np.load of every array'
 _PAUSE_S = 0.03
 _CAMERA = Camera('OPENCV', 640, 480, (420, 418, 322, 243, -0.28, 0.09, 1e-3, -8e-4))
 _DIM = 128
-_PER_IMAGE_MAX_ERROR_PX = 12.0
+_PNP = PnpConfig()
+# Options of pycolmap: hloc's threshold, all else its default; and as ours for bare PnP.
+_HLOC_RANSAC = {'max_error': 12.0}
+_OUR_RANSAC = {
+    'max_error': _PNP.max_error_px,
+    'max_num_trials': _PNP.max_iterations,
+    'min_inlier_ratio': 0.01,
+}
 # Metres and degrees.
 _RECALL = (0.05, 5.0)
 _SUCCESS = (0.25, 2.0)
@@ -153,23 +161,25 @@ def _check(what: str, value: float, wanted: str, ok: bool) -> JsonDict:
 def format_report(report: JsonDict) -> str:
     """Return the tables, notes and checks of a report as text."""
     threads = ', '.join(f'{name} {count}' for name, count in report['threads'].items())
-    lines = [f'threads: {threads}']
+    lines = [f'threads: {threads}', '']
     for title, rows in report['tables'].items():
-        columns = [key for key in dict.fromkeys(k for row in rows for k in row) if key != 'name']
-        columns = [key for key in columns if key != 'missing']
-        width = max(len(row['name']) for row in rows)
-        lines += ['', title, ' ' * width + ''.join(f'{column:>12}' for column in columns)]
-        for row in rows:
-            cells = (f'{row[key]:.4g}' if row.get(key) is not None else '' for key in columns)
-            text = ''.join(f'{cell:>12}' for cell in cells)
-            lines.append(
-                f'{row["name"]:<{width}}' + (f'  {row["missing"]}' if 'missing' in row else text)
-            )
-    lines += ['', *report.get('notes', [])]
+        lines += [title, *_table(rows), '']
+    lines += report.get('notes', [])
     for check in report['checks']:
-        verdict = 'ok    ' if check['ok'] else 'NOT MET'
-        lines.append(f'{verdict} {check["what"]}: {check["value"]:.4g} ({check["wanted"]})')
+        verdict = 'met    ' if check['ok'] else 'NOT MET'
+        lines.append(f'{verdict}  {check["what"]}: {check["value"]:.4g} ({check["wanted"]})')
     return '\n'.join(lines)
+
+
+def _table(rows: list[JsonDict]) -> Iterator[str]:
+    columns = [key for key in dict.fromkeys(chain(*rows)) if key not in ('name', 'missing')]
+    width = max(len(row['name']) for row in rows)
+    yield ' ' * width + ''.join(f'{column:>14}' for column in columns)
+    for row in rows:
+        cells = (f'{row[key]:14.4g}' if key in row else ' ' * 14 for key in columns)
+        yield f'{row["name"]:<{width}}' + (
+            f'  {row["missing"]}' if 'missing' in row else ''.join(cells)
+        )
 
 
 # ---- a scene ------------------------------------------------------------------------------------
@@ -229,9 +239,7 @@ def synthetic_scene(
     number = np.where(times >= 2, np.cumsum(times >= 2) - 1, -1)
     images, sums = [], np.zeros((num_points, _DIM))
     for ids, _ in seen:
-        descriptors = _views(
-            rng, np.concatenate([histograms[ids], _strangers(rng, keypoints, ids)])
-        )
+        descriptors = _views(rng, _among_strangers(rng, histograms[ids], keypoints))
         sums[ids] += descriptors[: len(ids)]
         points = np.concatenate([number[ids], np.full(keypoints - len(ids), -1)])
         images.append(DatabaseImage(descriptors, points))
@@ -256,10 +264,9 @@ def _query(
 ) -> Query:
     pose = _street_pose(rng, rng.uniform(-2.5, 2.5))
     ids, pixels = _observe(rng, xyz, pose, round(keypoints * share))
-    others = keypoints - len(ids)
-    anywhere = rng.uniform(0, _CAMERA.size_wh, (others, 2))
+    anywhere = rng.uniform(0, _CAMERA.size_wh, (keypoints - len(ids), 2))
     order = rng.permutation(keypoints)
-    descriptors = _views(rng, np.concatenate([histograms[ids], _strangers(rng, keypoints, ids)]))
+    descriptors = _views(rng, _among_strangers(rng, histograms[ids], keypoints))
     features = Features(
         keypoints=np.concatenate([pixels, anywhere])[order].astype(np.float32),
         scores=np.ones(keypoints, np.float32),
@@ -296,8 +303,8 @@ def _histograms(rng: np.random.Generator, count: int) -> Float:
     )
 
 
-def _strangers(rng: np.random.Generator, keypoints: int, ids: Ids) -> Float:
-    return _histograms(rng, keypoints - len(ids))
+def _among_strangers(rng: np.random.Generator, seen: Float, total: int) -> Float:
+    return np.concatenate([seen, _histograms(rng, total - len(seen))])
 
 
 def _views(rng: np.random.Generator, histograms: Float) -> Float32:
@@ -439,7 +446,7 @@ def _localize_per_image(scene: Scene, match: Matcher) -> Callable[[Query], Attem
         matched = time.perf_counter()
         pixels = query.features.keypoints[pairs[:, 0]].astype(float)
         xyz, _ = scene.map.points(pairs[:, 1])
-        pose = _solve_with_pycolmap(query.camera, pixels, xyz, _PER_IMAGE_MAX_ERROR_PX)
+        pose = _solve_with_pycolmap(query.camera, pixels, xyz, _HLOC_RANSAC)
         end = time.perf_counter()
         return pose, {'match': (matched - start) * 1e3, 'pnp': (end - matched) * 1e3}
 
@@ -572,8 +579,7 @@ def _descriptor_sets(num_query: int, num_reference: int) -> tuple[Float32, Float
     """Descriptors of an image that sees some of a map's points, and of those points."""
     rng = np.random.default_rng(0)
     seen = _histograms(rng, num_query // 3)
-    strangers = _histograms(rng, num_query - len(seen))
-    query = _views(rng, np.concatenate([seen, strangers]))
+    query = _views(rng, _among_strangers(rng, seen, num_query))
     # Unseen points a part at a time, since histograms are large.
     rest = np.diff([*range(0, num_reference - len(seen), 10_000), num_reference - len(seen)])
     parts = [_views(rng, _histograms(rng, int(count))) for count in rest]
@@ -620,7 +626,10 @@ def bench_pnp(
     threads = same_threads()
     solvers: dict[str, Callable[[Observations], Solved]] = {
         OURS: _solve_with_ours,
-        'pycolmap': lambda o: (_solve_with_pycolmap(o.camera, o.pixels, o.points), None),
+        'pycolmap': lambda o: (
+            _solve_with_pycolmap(o.camera, o.pixels, o.points, _OUR_RANSAC),
+            None,
+        ),
         'poselib': lambda o: (_solve_with_poselib(o), None),
     }
     missing = {name: missing_packages(name) for name in solvers if name != OURS}
@@ -677,25 +686,21 @@ def pnp_scene(
 
 
 def _solve_with_ours(observations: Observations) -> Solved:
-    solution = solve_pnp(observations, PnpConfig())
+    solution = solve_pnp(observations, _PNP)
     return (None, None) if solution is None else (solution.cam_from_map, solution.covariance)
 
 
 def _solve_with_pycolmap(
-    camera: Camera, pixels: Float, points: Float, max_error_px: float = PnpConfig().max_error_px
+    camera: Camera, pixels: Float, points: Float, ransac: Mapping[str, float]
 ) -> Rigid3d | None:
     pycolmap = import_module('pycolmap')
-    options = pycolmap.AbsolutePoseEstimationOptions()
-    options.ransac.max_error = max_error_px
-    options.ransac.max_num_trials = PnpConfig().max_iterations
-    options.ransac.min_inlier_ratio = 0.01
     found = pycolmap.estimate_and_refine_absolute_pose(
         pixels,
         points,
         pycolmap.Camera(
             model=camera.model, width=camera.width, height=camera.height, params=camera.params
         ),
-        estimation_options=options,
+        estimation_options={'ransac': dict(ransac)},
     )
     if found is None:
         return None
@@ -704,7 +709,7 @@ def _solve_with_pycolmap(
 
 
 def _solve_with_poselib(observations: Observations) -> Rigid3d | None:
-    camera, options = observations.camera, PnpConfig()
+    camera = observations.camera
     pose, found = import_module('poselib').estimate_absolute_pose(
         observations.pixels,
         observations.points,
@@ -714,7 +719,7 @@ def _solve_with_poselib(observations: Observations) -> Rigid3d | None:
             'height': camera.height,
             'params': list(camera.params),
         },
-        {'max_reproj_error': options.max_error_px, 'max_iterations': options.max_iterations},
+        {'max_reproj_error': _PNP.max_error_px, 'max_iterations': _PNP.max_iterations},
     )
     return Rigid3d(pose.R, pose.t) if found['num_inliers'] else None
 

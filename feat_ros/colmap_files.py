@@ -4,16 +4,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from feat_ros.camera import Camera
+from feat_ros.camera import Camera, MODELS
 from feat_ros.errors import CameraError, DataError
 from feat_ros.geometry import Rigid3d
+
+# COLMAP's numbers of the camera models, and its row of a keypoint: number -1 has no 3D point.
+_MODEL_NUMBERS = {
+    0: 'SIMPLE_PINHOLE',
+    1: 'PINHOLE',
+    2: 'SIMPLE_RADIAL',
+    3: 'RADIAL',
+    4: 'OPENCV',
+    5: 'OPENCV_FISHEYE',
+    6: 'FULL_OPENCV',
+}
+_POINT_2D = np.dtype([('x', '<f8'), ('y', '<f8'), ('number', '<i8')])
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +47,9 @@ class PosedImage:
 def read_colmap_model(folder: str | Path) -> list[PosedImage]:
     """Read the cameras and images of a COLMAP model, ordered by name.
 
-    Text (``cameras.txt``, ``images.txt``) is read here, a binary model through pycolmap.
+    Text (``cameras.txt``, ``images.txt``), or binary where there is no text.
 
-    :raises DataError: missing files, missing or bad columns, with file and line.
+    :raises DataError: missing or cut files, missing or bad columns, with file and line.
     :raises CameraError: an unknown camera model or impossible parameters.
     """
     folder = Path(folder)
@@ -84,14 +99,16 @@ def _read_text_model(folder: Path) -> Iterator[PosedImage]:
             name=words[9].strip(),
             camera=cameras[words[8]],
             cam_from_map=_pose(words[1:8], where),
-            points=_point_numbers(points.split()[2::3], where),
+            points=_point_numbers(points.split(), where),
         )
 
 
 def _point_numbers(words: list[str], where: str) -> npt.NDArray[np.int64]:
     try:
-        numbers = np.array([int(word) for word in words], np.int64)
-    except ValueError:
+        if len(words) % 3:
+            raise ValueError('the last keypoint is not complete')
+        numbers = np.array([int(word) for word in words[2::3]], np.int64)
+    except (ValueError, OverflowError):
         raise DataError(
             f'the line after {where} is not a list of X Y POINT3D_ID: leave it empty or mend it'
         ) from None
@@ -99,26 +116,81 @@ def _point_numbers(words: list[str], where: str) -> npt.NDArray[np.int64]:
 
 
 def _read_binary_model(folder: Path) -> Iterator[PosedImage]:
-    import pycolmap
+    cameras = {}
+    with _Binary.open(folder / 'cameras.bin') as binary:
+        for _ in range(*binary.take('Q')):
+            number, model, width, height = binary.take('IiQQ')
+            if model not in _MODEL_NUMBERS:
+                raise CameraError(
+                    f'{binary.path} has camera model number {model}; known are: '
+                    f'{", ".join(f"{n} {name}" for n, name in _MODEL_NUMBERS.items())}'
+                )
+            name = _MODEL_NUMBERS[model]
+            params = binary.take(f'{len(MODELS[name])}d')
+            words = [name, str(width), str(height), *map(repr, params)]
+            cameras[number] = _camera(words, f'camera {number} of {binary.path}')
+    with _Binary.open(folder / 'images.bin') as binary:
+        for _ in range(*binary.take('Q')):
+            number, *pose, camera = binary.take('I7dI')
+            where = f'image {number} of {binary.path}'
+            if camera not in cameras:
+                raise DataError(f'{where} names camera {camera}, which cameras.bin does not have')
+            yield PosedImage(
+                name=binary.text(),
+                camera=cameras[camera],
+                cam_from_map=_pose(pose, where),
+                points=np.unique(binary.point_numbers(*binary.take('Q'))),
+            )
 
-    try:
-        model = pycolmap.Reconstruction(folder)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise DataError(f'the COLMAP model in {folder} cannot be read: {error}') from None
-    cameras = {
-        number: Camera(camera.model.name, camera.width, camera.height, tuple(camera.params))
-        for number, camera in model.cameras.items()
-    }
-    for image in model.images.values():
-        pose = image.cam_from_world()
-        yield PosedImage(
-            name=image.name,
-            camera=cameras[image.camera_id],
-            cam_from_map=Rigid3d(pose.rotation.matrix(), np.array(pose.translation)),
-            points=np.unique([p.point3D_id for p in image.points2D if p.has_point3D()]).astype(
-                np.int64
-            ),
+
+@dataclass
+class _Binary:
+    """A binary file of COLMAP, read from front to back; little endian."""
+
+    path: Path
+    data: bytes
+    at: int = 0
+
+    @staticmethod
+    @contextmanager
+    def open(path: Path) -> Iterator[_Binary]:
+        """Give the content; there must be nothing left of it in the end."""
+        try:
+            binary = _Binary(path, path.read_bytes())
+        except OSError as error:
+            raise DataError(f'{path} cannot be read: {error.strerror or error}') from None
+        yield binary
+        left = len(binary.data) - binary.at
+        if left:
+            raise DataError(f'{path} has {left} bytes too many: write the model again')
+
+    def _skip(self, size: int) -> int:
+        start, self.at = self.at, self.at + size
+        if self.at > len(self.data):
+            raise DataError(f'{self.path} is cut off after {len(self.data)} bytes: copy it again')
+        return start
+
+    def take(self, layout: str) -> tuple[Any, ...]:
+        """Read numbers; the layout is struct's."""
+        return struct.unpack_from(
+            '<' + layout, self.data, self._skip(struct.calcsize('<' + layout))
         )
+
+    def text(self) -> str:
+        """Read a name that ends with a zero."""
+        end = self.data.find(0, self.at)
+        size = (end if end >= 0 else len(self.data)) - self.at
+        start = self._skip(size + 1)
+        name = self.data[start : start + size]
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            raise DataError(f'{self.path} has name {name!r}: it must be UTF-8') from None
+
+    def point_numbers(self, count: int) -> npt.NDArray[np.int64]:
+        """Read X Y POINT3D_ID; return the numbers of those that have a point."""
+        rows = np.frombuffer(self.data, _POINT_2D, count, self._skip(count * _POINT_2D.itemsize))
+        return rows['number'][rows['number'] >= 0]
 
 
 def select_images(images: list[PosedImage], names: list[str], source: str) -> list[PosedImage]:
@@ -191,7 +263,7 @@ def format_poses(poses: Mapping[str, Rigid3d]) -> str:
     return ''.join(lines)
 
 
-def _pose(words: list[str], where: str) -> Rigid3d:
+def _pose(words: Sequence[str | float], where: str) -> Rigid3d:
     if len(words) != 7:
         raise DataError(
             f'{where} has {len(words)} numbers of a pose: it needs QW QX QY QZ TX TY TZ'

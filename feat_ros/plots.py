@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,36 @@ from feat_ros.types import Features
 Float = npt.NDArray[np.float64]
 
 _MAX_POINTS = 50_000
-_MAP_COLOUR, _ESTIMATE_COLOUR, _TRUTH_COLOUR = '#0072b2', '#d55e00', '#009e73'
+# Okabe and Ito's colours: told apart with every kind of colour blindness.
+MAP_COLOUR, ESTIMATE_COLOUR, TRUTH_COLOUR = '#0072b2', '#d55e00', '#009e73'
+
+
+class TopView(NamedTuple):
+    """A map seen from above; a place p of the map is at ``basis @ p``: right, ahead, up.
+
+    :ivar basis: (3, 3), rows of unit length.
+    :ivar points: (n, 3) its points, thinned out to what a picture can show.
+    :ivar centers: (I, 3) its cameras.
+    :ivar ahead: (I, 3) where they look.
+    """
+
+    basis: Float
+    points: Float
+    centers: Float
+    ahead: Float
+
+
+def top_view(sfm_map: SfmMap) -> TopView:
+    """Look at a map from above.
+
+    Where gravity is unknown, up is taken to be opposite to the cameras' mean down direction.
+    """
+    rotations, translations = sfm_map.image_poses()
+    basis = _horizontal(rotations, known=sfm_map.manifest.gravity == 'known')
+    step = max(1, sfm_map.num_points // _MAX_POINTS)
+    points = sfm_map.points(np.arange(0, sfm_map.num_points, step))[0] @ basis.T
+    centers = -np.einsum('nji,nj->ni', rotations, translations) @ basis.T
+    return TopView(basis, points, centers, (rotations @ basis.T)[:, 2])
 
 
 def plot_top_view(
@@ -29,17 +58,11 @@ def plot_top_view(
     estimates: Mapping[str, Rigid3d] | None = None,
     ground_truth: Mapping[str, Rigid3d] | None = None,
 ) -> None:
-    """Draw a map from above: points, the map's cameras, and estimated poses if given.
-
-    Where gravity is unknown, up is taken to be opposite to the cameras' mean down direction.
+    """Draw a :func:`top_view`: points, the map's cameras, and estimated poses if given.
 
     :raises DataError: the file cannot be written.
     """
-    rotations, translations = sfm_map.image_poses()
-    basis = _horizontal(rotations, known=sfm_map.manifest.gravity == 'known')
-    step = max(1, sfm_map.num_points // _MAX_POINTS)
-    points = sfm_map.points(np.arange(0, sfm_map.num_points, step))[0] @ basis.T
-    centers = -np.einsum('nji,nj->ni', rotations, translations) @ basis.T
+    basis, points, centers, headings = top_view(sfm_map)
     figure, axes = _figure(8, 8)
     height = points[:, 2] - np.median(points[:, 2])
     limit = max(float(np.quantile(np.abs(height), 0.95)), 1e-9)
@@ -47,10 +70,10 @@ def plot_top_view(
         points[:, 0], points[:, 1], s=1, c=height, cmap='viridis', vmin=-limit, vmax=limit,
         linewidths=0, alpha=0.6, rasterized=True,
     )  # fmt: skip
-    _draw_cameras(axes, centers, (rotations @ basis.T)[:, 2], _MAP_COLOUR, 'map images')
+    _draw_cameras(axes, centers, headings, MAP_COLOUR, 'map images')
     for poses, colour, label in (
-        (ground_truth, _TRUTH_COLOUR, 'ground truth'),
-        (estimates, _ESTIMATE_COLOUR, 'localized'),
+        (ground_truth, TRUTH_COLOUR, 'ground truth'),
+        (estimates, ESTIMATE_COLOUR, 'localized'),
     ):
         if poses:
             inverse = [pose.inverse() for pose in poses.values()]

@@ -28,6 +28,9 @@ _MEDIAN_CHI2_2 = 1.3863
 _NOISE_PRIOR_DOF = 20.0
 _MAX_NOISE_SCALE = 16.0
 _MIN_POINTS = 4
+_MAX_STEPS = 30
+# A step this short, squared and in standard deviations of the pose, is the last.
+_CONVERGED = 1e-6
 # OpenCV's solver works on a plane: rays further off the axis vote in the refinement only.
 _MAX_SOLVER_TANGENT = 2.0
 
@@ -105,60 +108,47 @@ def refine_pose(
 ) -> PnpSolution | None:
     """Refine a pose on the matches that agree with it; None where fewer than four do.
 
-    Rounds of least squares on the inliers and choice of the inliers anew, weighted by the pixel
-    noise and the map points' covariance seen through the camera; the scale of the noise is
-    estimated with the prediction as prior.
+    Levenberg-Marquardt on a truncated sum of squares: with every step the inliers are chosen anew,
+    weighted by the pixel noise and the map points' covariance seen through the camera; the scale
+    of the noise is estimated with the prediction as prior.
     """
-    scale, inliers = _MAX_NOISE_SCALE, np.zeros(0, np.intp)
-    for _ in range(5):
-        error, whitened, _ = _residuals(observations, cam_from_map)
-        near = np.sum(error * error, axis=1) < config.max_error_px**2
-        squared = np.sum(whitened * whitened, axis=1)
-        if near.sum() < _MIN_POINTS:
+    scale, damping = _MAX_NOISE_SCALE, 1e-6
+    error, slope = _project(observations, cam_from_map)
+    for _ in range(_MAX_STEPS):
+        whitener = _whitener(observations, slope)
+        whitened, squared = _whiten(whitener, error, config)
+        is_near = np.isfinite(squared)
+        if is_near.sum() < _MIN_POINTS:
             return None
-        robust = float(np.median(squared[near])) / _MEDIAN_CHI2_2
-        scale = min(scale, max(1.0, robust))
-        chosen = np.flatnonzero(near & (squared < _GATE * scale))
-        if len(chosen) < _MIN_POINTS:
+        scale = min(scale, max(1.0, float(np.median(squared[is_near])) / _MEDIAN_CHI2_2))
+        inliers = np.flatnonzero(squared < _GATE * scale)
+        if len(inliers) < _MIN_POINTS:
             return None
-        if np.array_equal(chosen, inliers):
+        arm = observations.points[inliers] - cam_from_map.inverse().translation
+        design = (whitener[inliers] @ _pixel_by_pose(slope[inliers], arm)).reshape(-1, 6)
+        information, gradient = design.T @ design, design.T @ whitened[inliers].reshape(-1)
+        damped = information + damping * np.diag(np.diag(information) + 1e-12)
+        step = -np.linalg.solve(damped, gradient)
+        moved = _moved(cam_from_map, step)
+        if -gradient @ step < _CONVERGED:
+            cam_from_map = moved
             break
-        inliers = chosen
-        cam_from_map = _least_squares(observations.take(inliers), cam_from_map)
-    _, whitened, jacobian = _residuals(observations.take(inliers), cam_from_map)
-    design = jacobian.reshape(-1, 6)
-    information = design.T @ design
+        moved_error, moved_slope = _project(observations, moved)
+        _, moved_squared = _whiten(whitener, moved_error, config)
+        if _cost(moved_squared, scale) <= _cost(squared, scale):
+            cam_from_map, error, slope = moved, moved_error, moved_slope
+            damping *= 0.1
+        else:
+            damping *= 10
     if not np.all(np.isfinite(information)) or np.linalg.cond(information) > 1e15:
         return None
     freedom = 2 * len(inliers) - 6
-    noise = (_NOISE_PRIOR_DOF + float(np.sum(whitened**2))) / (_NOISE_PRIOR_DOF + freedom)
-    return PnpSolution(cam_from_map, np.linalg.inv(information) * noise, inliers, noise)
+    noise = (_NOISE_PRIOR_DOF + squared[inliers].sum()) / (_NOISE_PRIOR_DOF + freedom)
+    return PnpSolution(cam_from_map, np.linalg.inv(information) * noise, inliers, float(noise))
 
 
-def _least_squares(observations: Observations, cam_from_map: Rigid3d) -> Rigid3d:
-    """Levenberg-Marquardt on all the given matches."""
-    _, residual, jacobian = _residuals(observations, cam_from_map)
-    cost, damping = float(np.sum(residual**2)), 1e-6
-    for _ in range(20):
-        design = jacobian.reshape(-1, 6)
-        information = design.T @ design
-        gradient = design.T @ residual.reshape(-1)
-        damped = information + damping * np.diag(np.diag(information) + 1e-12)
-        step = -np.linalg.solve(damped, gradient)
-        candidate = _moved(cam_from_map, step)
-        _, residual_new, jacobian_new = _residuals(observations, candidate)
-        cost_new = float(np.sum(residual_new**2))
-        if not cost_new <= cost:
-            damping *= 10
-            if damping > 1e6:
-                break
-            continue
-        converged = cost - cost_new <= 1e-9 * cost
-        cam_from_map, residual, jacobian = candidate, residual_new, jacobian_new
-        cost, damping = cost_new, damping * 0.1
-        if converged:
-            break
-    return cam_from_map
+def _cost(squared: Float, scale: float) -> float:
+    return float(np.minimum(squared, _GATE * scale).sum())
 
 
 def _moved(cam_from_map: Rigid3d, step: Float) -> Rigid3d:
@@ -169,36 +159,48 @@ def _moved(cam_from_map: Rigid3d, step: Float) -> Rigid3d:
     ).inverse()
 
 
-def _residuals(observations: Observations, cam_from_map: Rigid3d) -> tuple[Float, Float, Float]:
-    """Return reprojection errors (N, 2), the same whitened, and d whitened / d pose (N, 2, 6).
+def _project(observations: Observations, cam_from_map: Rigid3d) -> tuple[Float, Float]:
+    """Return reprojection errors (N, 2) and their slopes d pixel / d x_map (N, 2, 3).
+
+    Points that the camera cannot see get an error of 1e6 pixels and no slope.
+    """
+    in_cam = cam_from_map.apply(observations.points)
+    pixels, pixel_by_cam = observations.camera.project_with_jacobian(in_cam)
+    error = pixels - observations.pixels
+    slope = (pixel_by_cam.reshape(-1, 3) @ cam_from_map.rotation).reshape(-1, 2, 3)
+    blind = ~np.isfinite(error).all(axis=1)
+    error[blind], slope[blind] = 1e6, 0.0
+    return error, slope
+
+
+def _pixel_by_pose(slope: Float, arm: Float) -> Float:
+    """Return d pixel / d pose (N, 2, 6) of slopes (N, 2, 3) and arms x_map - c (N, 3).
 
     The pose's six parameters are those of its covariance: the camera's centre c and a rotation
     about the map's axes, ``x_cam = R (x_map - c)``, so d x_cam = R (-dc + (x_map - c) x d_theta).
-    Points that the camera cannot see get an error of 1e6 pixels and no slope.
     """
-    rotation = cam_from_map.rotation
-    in_cam = cam_from_map.apply(observations.points)
-    pixels, pixel_by_cam = observations.camera.project_with_jacobian(in_cam)
-    pixel_by_point = pixel_by_cam @ rotation
-    error = pixels - observations.pixels
-    blind = ~np.isfinite(error).all(axis=1)
-    error[blind], pixel_by_point[blind] = 1e6, 0.0
-    whitener = _whitener(observations, pixel_by_point)
-    arm = observations.points - (-rotation.T @ cam_from_map.translation)
-    pixel_by_pose = np.concatenate([-pixel_by_point, pixel_by_point @ skew(arm)], axis=2)
-    whitened = np.einsum('nij,nj->ni', whitener, error)
-    return error, whitened, whitener @ pixel_by_pose
+    return np.concatenate([-slope, slope @ skew(arm)], axis=2)
 
 
-def _whitener(observations: Observations, pixel_by_point: Float) -> Float:
+def _whiten(whitener: Float, error: Float, config: PnpConfig) -> tuple[Float, Float]:
+    """Return whitened errors (N, 2) and their squared lengths (N,), infinite where too far off."""
+    whitened = (whitener @ error[:, :, None])[:, :, 0]
+    squared = np.einsum('ni,ni->n', whitened, whitened)
+    squared[np.einsum('ni,ni->n', error, error) >= config.max_error_px**2] = np.inf
+    return whitened, squared
+
+
+def _whitener(observations: Observations, slope: Float) -> Float:
     """Inverse Cholesky factors (N, 2, 2) of the covariance of each reprojection error."""
-    covariance = pixel_by_point @ observations.point_covariance @ np.swapaxes(pixel_by_point, 1, 2)
+    u, v = slope[:, 0], slope[:, 1]
+    by_point = slope @ observations.point_covariance
     variance = observations.pixel_sigma**2
-    a, b, c = covariance[:, 0, 0] + variance, covariance[:, 0, 1], covariance[:, 1, 1] + variance
-    first = 1 / np.sqrt(a)
+    a = np.einsum('ni,ni->n', by_point[:, 0], u) + variance
+    b = np.einsum('ni,ni->n', by_point[:, 0], v)
+    c = np.einsum('ni,ni->n', by_point[:, 1], v) + variance
     second = 1 / np.sqrt(c - b * b / a)
     out = np.zeros((len(a), 2, 2))
-    out[:, 0, 0] = first
+    out[:, 0, 0] = 1 / np.sqrt(a)
     out[:, 1, 0] = -b / a * second
     out[:, 1, 1] = second
     return out
@@ -223,7 +225,7 @@ def _ransac(observations: Observations, config: PnpConfig) -> Rigid3d | None:
     options.score = cv2.SCORE_METHOD_MSAC
     options.sampler = cv2.SAMPLING_UNIFORM
     options.loMethod = cv2.LOCAL_OPTIM_INNER_LO
-    options.loIterations = 10
+    options.loIterations = 3
     options.loSampleSize = 14
     try:
         found, _, rotation_vector, translation, _ = cv2.solvePnPRansac(

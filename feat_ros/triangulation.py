@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,7 +91,7 @@ def triangulate(
     :param matches: for each pair of images (i, j) rows (keypoint of i, keypoint of j).
     :returns: a structure of no points where none could be triangulated.
     """
-    model = _run_pycolmap(folder, images, features, matches, config)
+    model = track_points(folder, images, features, matches, config)
     xyz = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
     tracks: list[list[tuple[int, int]]] = [[] for _ in images]
     for row, point in enumerate(model.points3D.values()):
@@ -148,40 +149,48 @@ def observation_information(
     return transposed @ jacobian, slope, np.sum(error**2, axis=1)
 
 
-def _run_pycolmap(
+def track_points(
     folder: Path,
     images: list[PosedImage],
     features: Sequence[Features],
     matches: Mapping[tuple[int, int], Ids],
     config: TriangulationConfig,
 ) -> Any:
-    """Return pycolmap's reconstruction; its image ids are our numbers plus one."""
+    """Return pycolmap's reconstruction of posed images; its image ids are our numbers plus one.
+
+    It is left in ``folder/sfm`` too.
+    """
     import pycolmap
 
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
-    database, sfm = folder / 'sfm.db', folder / 'sfm'
+    sfm = folder / 'sfm'
     with writing(sfm):
-        for old in folder.glob('sfm.db*'):
-            old.unlink()
         shutil.rmtree(sfm, ignore_errors=True)
         sfm.mkdir()
-    model = _pycolmap_model(images, features)
-    with pycolmap.Database.open(str(database)) as db:
-        for camera in model.cameras.values():
-            db.write_camera(camera, use_camera_id=True)
-        for rig in model.rigs.values():
-            db.write_rig(rig, use_rig_id=True)
-        for number in range(len(images)):
-            image = model.image(number + 1)
-            db.write_frame(model.frame(image.frame_id), use_frame_id=True)
-            db.write_image(image, use_image_id=True)
-            db.write_keypoints(number + 1, features[number].keypoints)
+    model = pycolmap_model(images, features)
+    with new_database(folder / 'sfm.db', model, features) as database:
         for (i, j), rows in matches.items():
             geometry = pycolmap.TwoViewGeometry()
             geometry.config = _CALIBRATED
             geometry.inlier_matches = rows.astype(np.uint32)
-            db.write_matches(i + 1, j + 1, rows.astype(np.uint32))
-            db.write_two_view_geometry(i + 1, j + 1, geometry)
+            database.write_matches(i + 1, j + 1, rows.astype(np.uint32))
+            database.write_two_view_geometry(i + 1, j + 1, geometry)
+    options = pipeline_options()
+    options.triangulation.min_angle = config.min_angle_deg
+    options.mapper.filter_min_tri_angle = config.min_angle_deg
+    options.triangulation.merge_max_reproj_error = config.max_reprojection_error_px
+    options.triangulation.complete_max_reproj_error = config.max_reprojection_error_px
+    options.mapper.filter_max_reproj_error = config.max_reprojection_error_px
+    model = pycolmap.triangulate_points(
+        model, str(folder / 'sfm.db'), str(folder), str(sfm), options=options
+    )
+    (folder / 'sfm.db').unlink()
+    return model
+
+
+def pipeline_options() -> Any:
+    """Return pycolmap's options of mapping: fixed seeds, intrinsics taken as they are."""
+    import pycolmap
+
     options = pycolmap.IncrementalPipelineOptions()
     options.extract_colors = False
     for part in (options, options.mapper, options.triangulation):
@@ -190,19 +199,33 @@ def _run_pycolmap(
         part.max_extra_param = part.max_focal_length_ratio = _ANY
         part.min_focal_length_ratio = 1 / _ANY
     options.triangulation.ignore_two_view_tracks = False
-    options.triangulation.min_angle = config.min_angle_deg
-    options.mapper.filter_min_tri_angle = config.min_angle_deg
-    options.triangulation.merge_max_reproj_error = config.max_reprojection_error_px
-    options.triangulation.complete_max_reproj_error = config.max_reprojection_error_px
-    options.mapper.filter_max_reproj_error = config.max_reprojection_error_px
-    model = pycolmap.triangulate_points(
-        model, str(database), str(folder), str(sfm), options=options
-    )
-    database.unlink()
-    return model
+    return options
 
 
-def _pycolmap_model(images: list[PosedImage], features: Sequence[Features]) -> Any:
+@contextmanager
+def new_database(path: Path, model: Any, features: Sequence[Features]) -> Iterator[Any]:
+    """Open a new database of pycolmap with the cameras, images and keypoints of a model."""
+    import pycolmap
+
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    with writing(path):
+        for old in path.parent.glob(path.name + '*'):
+            old.unlink()
+    with pycolmap.Database.open(str(path)) as database:
+        for camera in model.cameras.values():
+            database.write_camera(camera, use_camera_id=True)
+        for rig in model.rigs.values():
+            database.write_rig(rig, use_rig_id=True)
+        for number in range(len(features)):
+            image = model.image(number + 1)
+            database.write_frame(model.frame(image.frame_id), use_frame_id=True)
+            database.write_image(image, use_image_id=True)
+            database.write_keypoints(number + 1, features[number].keypoints)
+        yield database
+
+
+def pycolmap_model(images: list[PosedImage], features: Sequence[Features]) -> Any:
+    """Return a reconstruction of pycolmap with the images and no points."""
     import pycolmap
 
     model = pycolmap.Reconstruction()
@@ -211,15 +234,7 @@ def _pycolmap_model(images: list[PosedImage], features: Sequence[Features]) -> A
         camera = image.camera
         if camera not in camera_ids:
             camera_ids[camera] = len(camera_ids) + 1
-            model.add_camera_with_trivial_rig(
-                pycolmap.Camera(
-                    camera_id=camera_ids[camera],
-                    model=camera.model,
-                    width=camera.width,
-                    height=camera.height,
-                    params=camera.params,
-                )
-            )
+            model.add_camera_with_trivial_rig(pycolmap_camera(camera, camera_ids[camera]))
         pose = image.cam_from_map
         model.add_image_with_trivial_frame(
             pycolmap.Image(
@@ -231,3 +246,17 @@ def _pycolmap_model(images: list[PosedImage], features: Sequence[Features]) -> A
             pycolmap.Rigid3d(pycolmap.Rotation3d(pose.rotation), pose.translation),
         )
     return model
+
+
+def pycolmap_camera(camera: Camera, number: int) -> Any:
+    """Return a camera as pycolmap has it."""
+    import pycolmap
+
+    return pycolmap.Camera(
+        camera_id=number,
+        model=camera.model,
+        width=camera.width,
+        height=camera.height,
+        params=camera.params,
+        has_prior_focal_length=True,
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,14 @@ from feat_ros.extractors import create_extractor
 from feat_ros.geometry import Rigid3d, so3_exp
 from feat_ros.image import Image, write_png
 from feat_ros.map_builder import build_map
-from feat_ros.sfm_map import ExtractorInfo, Manifest, Segment, SfmMap, write_manifest, write_segment
+from feat_ros.sfm_map import (
+    ExtractorInfo,
+    Manifest,
+    Segment,
+    SfmMap,
+    write_manifest,
+    write_segment,
+)
 
 Float = npt.NDArray[np.float64]
 
@@ -75,7 +83,8 @@ class Room:
             seen = (depth > 0) & (depth < nearest) & (a >= 0) & (a < 1) & (b >= 0) & (b < 1)
             height, width = texture.shape[:2]
             at = np.column_stack([a * width - 0.5, b * height - 0.5])
-            at = np.where(seen[:, None], at, 0).astype(np.float32).reshape(camera.height, camera.width, 2)
+            at = np.where(seen[:, None], at, 0).astype(np.float32)
+            at = at.reshape(camera.height, camera.width, 2)
             sampled = cv2.remap(texture, at, None, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
             colours[seen] = sampled.reshape(-1, 3)[seen]
             nearest[seen] = depth[seen]
@@ -104,7 +113,9 @@ def walk(count: int, shift: float = 0.0) -> list[Rigid3d]:
     """Poses on an arc through the room; a shift of 0.5 gives those between."""
     at = (np.arange(count) + shift) / 10
     return [
-        looking_at((-1.8 + 3.6 * s, 0.4 + 0.5 * np.sin(5 * s), 0.3 * np.cos(9 * s)), (1 - s, 5, 0.6))
+        looking_at(
+            (-1.8 + 3.6 * s, 0.4 + 0.5 * np.sin(5 * s), 0.3 * np.cos(9 * s)), (1 - s, 5, 0.6)
+        )
         for s in at
     ]
 
@@ -146,3 +157,43 @@ def room_map(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> SfmMap:
     """Return the map of the room; tests that change it copy it first."""
     out = tmp_path_factory.mktemp('maps') / 'room'
     return build_map(out, scene.folder, scene.images, create_extractor('sift', max_keypoints=600))
+
+
+def random_segment(
+    seed: int, num_points: int = 500, num_images: int = 7, dim: int = 16, at: float = 0.0
+) -> Segment:
+    """Random numbers in the shape of a map; the last image saw nothing."""
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(num_points, 3, 3)) * 0.01
+    descriptors = rng.normal(size=(num_points, dim))
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    seen = [rng.permutation(num_points)[: num_points // 3] for _ in range(num_images - 1)]
+    seen.append(np.zeros(0, np.int64))
+    return Segment(
+        points_xyz=rng.normal(size=(num_points, 3)) * 20 + at,
+        point_covariance=factor @ np.swapaxes(factor, 1, 2),
+        point_descriptors=descriptors.astype(np.float32),
+        point_stability=rng.uniform(size=num_points).astype(np.float32),
+        image_names=[f'{seed}/picture {number}, früh.png' for number in range(num_images)],
+        image_camera=[number % 2 for number in range(num_images)],
+        image_cam_from_map=[
+            Rigid3d(so3_exp(rng.normal(size=3)), rng.normal(size=3) + at)
+            for _ in range(num_images)
+        ],
+        image_observations=[
+            (points, rng.uniform(0, 300, (len(points), 2)).astype(np.float32)) for points in seen
+        ],
+        cameras=[CAMERA, Camera('PINHOLE', 640 + seed, 480, (500, 501, 320, 240))],
+    )
+
+
+def write_map(folder: Path, segments: Sequence[Segment], **manifest: Any) -> Path:
+    """Write segments as a map."""
+    dim = segments[0].point_descriptors.shape[1]
+    infos = [
+        config.to_dict(write_segment(folder / f'segment-{number:04d}', segment))
+        for number, segment in enumerate(segments)
+    ]
+    extractor = ExtractorInfo('sift', dim, {'max_keypoints': 500})
+    write_manifest(folder, Manifest(extractor=extractor, segments=infos, **manifest))
+    return folder

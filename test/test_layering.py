@@ -22,8 +22,8 @@ LEVELS = {
     2: 'models matching pnp pose_error sfm_map retrieval',
     3: 'runtimes extractors weights',
     4: 'localizer',
-    5: 'map_builder triangulation pose_noise colmap_files export trajectory bags evaluation '
-    'report town plots server',
+    5: 'map_builder build_folder reconstruction triangulation pose_noise alignment colmap_files '
+    'export trajectory bags evaluation report town plots server',
     6: 'replay bench training',
     7: 'cli nodes dds',
     8: '__main__',
@@ -39,7 +39,14 @@ ONLY_IN = {
     'torch': ('models', 'runtimes.torch', 'export', 'training', 'bench'),
     'onnxruntime': ('runtimes',),
     'tensorrt': ('runtimes',),
-    'pycolmap': ('map_builder', 'triangulation', 'colmap_files', 'bench'),
+    'pycolmap': (
+        'map_builder',
+        'reconstruction',
+        'triangulation',
+        'alignment',
+        'colmap_files',
+        'bench',
+    ),
     'poselib': ('bench',),
     'cyclonedds': ('dds',),
 }

@@ -1,0 +1,98 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""``feat_ros bench``: how fast, beside named baselines in the same run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from feat_ros.cli.common import add_command, check_writable
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``bench`` and its sub-commands."""
+    parser = commands.add_parser('bench', help='how fast, beside named baselines in the same run')
+    subjects = parser.add_subparsers(metavar='WHAT', required=True)
+    _add(
+        subjects, 'localize', run_localize, 1, 'times that each of 50 queries is localized',
+        'Localize in a made-up map of ten images, beside torch or OpenCV matching image by image '
+        'and pycolmap.',
+    )  # fmt: skip
+    match = _add(
+        subjects, 'match', run_match, 5, 'runs of each contender',
+        'Match an image of 2048 keypoints with 20,000 points, beside torch.cdist and OpenCV.',
+    )  # fmt: skip
+    match.add_argument(
+        '--plot', type=Path, metavar='FILE', help='also measure maps of 2k to 200k points and draw'
+    )
+    _add(
+        subjects, 'pnp', run_pnp, 20, 'scenes of each size and share of inliers',
+        'Solve for poses from 200 to 3000 matches of which 90 to 5 % are right, beside pycolmap '
+        'and poselib.',
+    )  # fmt: skip
+    _add(
+        subjects, 'map-open', run_map_open, 7, 'fresh processes that open the map',
+        'Open a map of a million points, beside reading its arrays; writes 0.2 GB to a temporary '
+        'folder.',
+    )  # fmt: skip
+
+
+def _add(
+    subjects: Any, name: str, run: Any, repeat: int, repeated: str, summary: str
+) -> argparse.ArgumentParser:
+    parser = add_command(subjects, name, summary, f'feat_ros bench {name} --json {name}.json')
+    parser.add_argument(
+        '--repeat', type=_count, default=repeat, metavar='N', help=f'{repeated}; default {repeat}'
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f'{word!r} is not a number from 1')
+    return int(word)
+
+
+def run_localize(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the whole query."""
+    from feat_ros.bench import bench_localize
+
+    return _show(bench_localize(args.repeat))
+
+
+def run_match(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure matching, and draw how it grows with the map."""
+    from feat_ros.bench import bench_match, match_curve, plot_match_curve
+
+    if args.plot is not None:
+        check_writable(args.plot)
+    report = _show(bench_match(args.repeat))
+    if args.plot is not None:
+        report['curve'] = match_curve()
+        plot_match_curve(args.plot, report['curve'])
+        print(f'picture: {args.plot}')
+    return report
+
+
+def run_pnp(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure PnP."""
+    from feat_ros.bench import bench_pnp
+
+    return _show(bench_pnp(args.repeat))
+
+
+def run_map_open(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the opening of a map."""
+    from feat_ros.bench import bench_map_open
+
+    return _show(bench_map_open(args.repeat))
+
+
+def _show(report: dict[str, Any]) -> dict[str, Any]:
+    from feat_ros.bench import format_report
+
+    print(format_report(report))
+    return report

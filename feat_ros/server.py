@@ -1,0 +1,539 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What lives longer than one frame: the prior, map_from_odom, gating, counters, timings.
+
+A driver (ROS node, replay, DDS) converts its messages to :class:`Frame` and gets a
+:class:`FrameRecord` for each; either by :meth:`LocalizationServer.process`, every frame, or by
+:meth:`LocalizationServer.start` and :meth:`LocalizationServer.submit`, where the newest wins.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from feat_ros.camera import Camera
+from feat_ros.config import Config, option
+from feat_ros.errors import FeatRosError
+from feat_ros.evaluation import latency_summary
+from feat_ros.geometry import Rigid3d, rotation_angle_deg, transport_covariance
+from feat_ros.image import Image
+from feat_ros.pose_error import normalised_error_squared, pose_error
+from feat_ros.types import (
+    FailureReason,
+    FrameRecord,
+    JsonDict,
+    LocalizationResult,
+    PoseEstimate,
+    PoseFailure,
+    PosePrior,
+)
+
+Float = npt.NDArray[np.float64]
+
+_LOG = logging.getLogger(__name__)
+
+# A prior covers this many standard deviations of where it was predicted.
+_PRIOR_SIGMAS = 3.0
+
+
+@dataclass(frozen=True)
+class ServerConfig(Config):
+    """Options of :class:`LocalizationServer`."""
+
+    prior_radius_m: float = option(
+        0.5, 'least radius around the predicted position that is searched first', minimum=0.0
+    )
+    prior_angle_deg: float = option(
+        10.0, 'least angle around the predicted orientation', minimum=0.0, maximum=180.0
+    )
+    max_prior_radius_m: float = option(
+        5.0, 'with a larger radius the whole map is searched; 0: always', minimum=0.0
+    )
+    max_prior_angle_deg: float = option(
+        90.0, 'with a larger angle the whole map is searched', minimum=0.0, maximum=180.0
+    )
+    max_speed_m_s: float = option(
+        2.0, 'how fast the base may move where there is no odometry', minimum=0.0
+    )
+    max_turn_deg_s: float = option(
+        90.0, 'how fast the base may turn where there is no odometry', minimum=0.0
+    )
+    odometry_m_per_m: float = option(
+        0.05, 'standard deviation of odometry, metres a metre driven', minimum=0.0
+    )
+    odometry_m_per_s: float = option(
+        0.01, 'standard deviation of odometry, metres a second', minimum=0.0
+    )
+    odometry_deg_per_deg: float = option(
+        0.05, 'standard deviation of odometry, degrees a degree turned', minimum=0.0
+    )
+    odometry_deg_per_s: float = option(
+        0.1, 'standard deviation of odometry, degrees a second', minimum=0.0
+    )
+    gate_sigmas: float = option(
+        6.0,
+        'a fix further than this from where odometry leads is refused, standard deviations',
+        minimum=1.0,
+    )
+    accept_after: int = option(
+        3, 'fixes refused in a row that agree with each other and are then believed', minimum=2
+    )
+    latency_window: int = option(
+        300, 'frames that the percentiles of the latency are taken over', minimum=1
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One image and what was known of the robot when it was taken.
+
+    :ivar stamp_ns: time of exposure.
+    :ivar image_rgb: (H, W, 3) uint8.
+    :ivar cam_from_base: where the camera is mounted; None: the camera is the base.
+    :ivar odom_from_base: the odometry at the stamp; None: unknown.
+    """
+
+    stamp_ns: int
+    image_rgb: Image
+    camera: Camera
+    cam_from_base: Rigid3d | None = None
+    odom_from_base: Rigid3d | None = None
+
+
+@dataclass(frozen=True)
+class ServerSnapshot:
+    """The state of a server for diagnostics.
+
+    :ivar frames: frames that came in: localized, refused, failed, dropped, or not yet done.
+    :ivar refused: by reason.
+    :ivar failed: frames whose image could not be used, see ``last_problem``.
+    :ivar dropped: frames that a newer one replaced, or that a reset overtook.
+    :ivar resets: how often clock, driver or a new map reset the state.
+    :ivar reseats: how often a row of refused fixes was believed against odometry.
+    :ivar fix_age_s: time since the last accepted fix; None before the first.
+    :ivar last_problem: why the last frame without a fix had none.
+    :ivar latency_ms: ``{stage: {p50, p95}}`` over the last frames.
+    """
+
+    frames: int
+    localized: int
+    refused: dict[str, int]
+    failed: int
+    dropped: int
+    resets: int
+    reseats: int
+    fix_age_s: float | None
+    last_problem: str
+    latency_ms: JsonDict
+
+
+class FrameLocalizer(Protocol):
+    """What the server needs of :class:`feat_ros.localizer.Localizer`."""
+
+    def localize(
+        self, image_rgb: Image, camera: Camera, prior: PosePrior | None = None
+    ) -> LocalizationResult:
+        """Find the pose of an image."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Waypoint:
+    """A moment on the way.
+
+    :ivar odom_from_base: the last known odometry.
+    :ivar is_known: whether it is the odometry at the stamp.
+    :ivar travelled_m: length of the way so far.
+    :ivar turned_deg: all turns so far.
+    """
+
+    stamp_ns: int
+    odom_from_base: Rigid3d | None
+    is_known: bool
+    travelled_m: float = 0.0
+    turned_deg: float = 0.0
+
+    def then(self, stamp_ns: int, odom_from_base: Rigid3d | None) -> _Waypoint:
+        """Return the next one."""
+        if odom_from_base is None:
+            return replace(self, stamp_ns=stamp_ns, is_known=False)
+        last = self.odom_from_base or odom_from_base
+        step = last.inverse() @ odom_from_base
+        return _Waypoint(
+            stamp_ns,
+            odom_from_base,
+            True,
+            self.travelled_m + float(np.linalg.norm(step.translation)),
+            self.turned_deg + float(rotation_angle_deg(np.eye(3), step.rotation)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Fix:
+    """A pose of the base, and when on the way it was found."""
+
+    at: _Waypoint
+    map_from_base: Rigid3d
+    covariance: Float
+
+
+class LocalizationServer:
+    """Localizes the frames of one robot, one after the other.
+
+    All methods may be called from any thread; a frame is localized outside of the lock.
+
+    :param localizer: finds the pose of one image.
+    """
+
+    def __init__(self, localizer: FrameLocalizer, config: ServerConfig | None = None) -> None:
+        self.config = config or ServerConfig()
+        self._localizer = localizer
+        self._changed = threading.Condition()
+        self._busy = False
+        # Grows with every reset: what was begun before one must not change the state after it.
+        self._epoch = 0
+        self._way: _Waypoint | None = None
+        self._fix: _Fix | None = None
+        self._refused_fixes: list[_Fix] = []
+        self._hint: PosePrior | None = None
+        self._map_from_odom: Rigid3d | None = None
+        self._counts = Counter[str]()
+        self._reasons = Counter[str]()
+        self._last_problem = ''
+        self._latencies: deque[dict[str, float]] = deque(maxlen=self.config.latency_window)
+        self._worker: threading.Thread | None = None
+        self._waiting: tuple[Frame, float] | None = None
+        self._replaced_ns: list[int] = []
+        self._is_stopping = False
+        self._bug: Exception | None = None
+
+    @property
+    def map_from_odom(self) -> Rigid3d | None:
+        """What the last accepted fix says of odometry's frame; None before there is one."""
+        with self._changed:
+            return self._map_from_odom
+
+    def process(self, frame: Frame) -> FrameRecord:
+        """Localize a frame and return what became of it; waits while another is localized.
+
+        :raises ImageError: the image is not of the camera's size.
+        """
+        with self._changed:
+            self._counts['frames'] += 1
+        return self._process(frame, {})
+
+    def start(self, on_record: Callable[[FrameRecord], None]) -> None:
+        """Start the thread that localizes what is submitted.
+
+        :param on_record: called from that thread with the record of every frame, in order.
+        :raises RuntimeError: it runs already.
+        """
+        with self._changed:
+            if self._worker is not None:
+                raise RuntimeError('the server runs already: stop it first')
+            self._waiting, self._replaced_ns = None, []
+            self._is_stopping, self._bug = False, None
+            self._worker = threading.Thread(
+                target=self._work, args=(on_record,), name='localization', daemon=True
+            )
+            self._worker.start()
+
+    def submit(self, frame: Frame) -> None:
+        """Hand over a frame; one that is still waiting is dropped for it.
+
+        :raises RuntimeError: the server was not started, or ended by a bug.
+        """
+        with self._changed:
+            self._check_bug()
+            if self._worker is None or self._is_stopping:
+                raise RuntimeError('the server does not run: start it first')
+            self._counts['frames'] += 1
+            if self._waiting is not None:
+                self._counts['dropped'] += 1
+                self._replaced_ns.append(self._waiting[0].stamp_ns)
+            self._waiting = frame, time.perf_counter()
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Finish the frames handed over and end the thread.
+
+        :raises RuntimeError: the thread had ended by a bug.
+        """
+        with self._changed:
+            worker, self._is_stopping = self._worker, True
+            self._changed.notify_all()
+        if worker is not None:
+            worker.join()
+        with self._changed:
+            self._worker = None
+            self._check_bug()
+
+    def reset(self, reason: str) -> None:
+        """Forget the last fix and map_from_odom; counters go on.
+
+        :param reason: is logged.
+        """
+        with self._changed:
+            self._reset(reason)
+
+    def relocalize(self, prior: PosePrior | None = None) -> None:
+        """Forget the last fix and search the next frames near a prior, or in the whole map.
+
+        The prior is used until a frame is localized. It was given by someone who knows better
+        than odometry, so the first fix is not held against it.
+        """
+        with self._changed:
+            self._reset('relocalization was asked for')
+            self._hint = prior
+
+    def set_map(self, localizer: FrameLocalizer) -> None:
+        """Go on in another map; a frame that is being localized in the old one is dropped."""
+        with self._changed:
+            self._localizer = localizer
+            self._reset('the map was changed')
+
+    def snapshot(self, now_ns: int | None = None) -> ServerSnapshot:
+        """Return the state for diagnostics.
+
+        :param now_ns: when; the newest frame's stamp by default.
+        """
+        with self._changed:
+            counts, latencies = self._counts.copy(), self._latencies.copy()
+            refused, problem = dict(self._reasons), self._last_problem
+            if now_ns is None and self._way is not None:
+                now_ns = self._way.stamp_ns
+            fixed_ns = None if self._fix is None else self._fix.at.stamp_ns
+        return ServerSnapshot(
+            frames=counts['frames'],
+            localized=counts['localized'],
+            refused=refused,
+            failed=counts['failed'],
+            dropped=counts['dropped'],
+            resets=counts['resets'],
+            reseats=counts['reseats'],
+            fix_age_s=None if now_ns is None or fixed_ns is None else (now_ns - fixed_ns) / 1e9,
+            last_problem=problem,
+            latency_ms=latency_summary(list(latencies)) if latencies else {},
+        )
+
+    def _check_bug(self) -> None:
+        if self._bug is not None:
+            raise RuntimeError('the localization thread ended by a bug') from self._bug
+
+    def _work(self, on_record: Callable[[FrameRecord], None]) -> None:
+        """Localize what is submitted until the server is stopped."""
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting is not None or self._is_stopping)
+                    waiting, self._waiting = self._waiting, None
+                    replaced_ns, self._replaced_ns = self._replaced_ns, []
+                for stamp_ns in replaced_ns:
+                    on_record(FrameRecord(stamp_ns, 'dropped', detail='a newer frame came first'))
+                if waiting is None:
+                    return
+                on_record(self._process_whatever(*waiting))
+        except Exception as error:
+            _LOG.exception('the localization thread ended by a bug')
+            with self._changed:
+                self._bug = error
+
+    def _process_whatever(self, frame: Frame, submitted: float) -> FrameRecord:
+        """Localize a frame; an image that cannot be used is a record too."""
+        ms = {'wait': (time.perf_counter() - submitted) * 1e3}
+        try:
+            return self._process(frame, ms)
+        except FeatRosError as error:
+            _LOG.warning('frame at %d ns: %s', frame.stamp_ns, error)
+            return FrameRecord(frame.stamp_ns, 'refused', detail=str(error), ms=ms)
+
+    def _process(self, frame: Frame, ms: dict[str, float]) -> FrameRecord:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
+            self._busy = True
+            at = self._advance(frame)
+            localizer, epoch, prior = self._localizer, self._epoch, self._prior(frame, at)
+        try:
+            result = localizer.localize(frame.image_rgb, frame.camera, prior)
+            with self._changed:
+                if self._epoch != epoch:
+                    record = FrameRecord(frame.stamp_ns, 'dropped', detail='a reset came first')
+                else:
+                    record = self._judge(frame, at, result)
+                record = replace(record, ms=ms | result.ms)
+                self._count(record)
+                return record
+        except FeatRosError as error:
+            with self._changed:
+                self._counts['failed'] += 1
+                self._last_problem = str(error)
+            raise
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _advance(self, frame: Frame) -> _Waypoint:
+        """Note the frame's stamp and odometry."""
+        if self._way is not None and frame.stamp_ns <= self._way.stamp_ns:
+            behind = (self._way.stamp_ns - frame.stamp_ns) / 1e9
+            self._reset(f'the clock went back by {behind:g} s' if behind else 'a stamp came twice')
+        way = self._way or _Waypoint(frame.stamp_ns, None, False)
+        self._way = way.then(frame.stamp_ns, frame.odom_from_base)
+        return self._way
+
+    def _prior(self, frame: Frame, at: _Waypoint) -> PosePrior | None:
+        """Where the camera should be by the last fix; None where nobody can say."""
+        if self._hint is not None or self._fix is None:
+            return self._hint
+        fix, options = self._fix, self.config
+        radius, angle = options.prior_radius_m, options.prior_angle_deg
+        predicted = _predict(fix, at, options)
+        if predicted is None:
+            age = (at.stamp_ns - fix.at.stamp_ns) / 1e9
+            radius += options.max_speed_m_s * age
+            angle += options.max_turn_deg_s * age
+            predicted = fix.map_from_base, fix.covariance
+        map_from_base, covariance = predicted
+        cam_from_base = frame.cam_from_base or Rigid3d()
+        angle += np.degrees(_PRIOR_SIGMAS * _sigma(covariance[3:, 3:]))
+        # Turning the base swings a camera that is mounted away from its centre.
+        swing = np.radians(angle) * np.linalg.norm(cam_from_base.translation)
+        radius += _PRIOR_SIGMAS * _sigma(covariance[:3, :3]) + float(swing)
+        if radius > options.max_prior_radius_m or angle > options.max_prior_angle_deg:
+            return None
+        return PosePrior(cam_from_base @ map_from_base.inverse(), radius, float(angle))
+
+    def _judge(self, frame: Frame, at: _Waypoint, result: LocalizationResult) -> FrameRecord:
+        """Take over what the localizer found, unless odometry contradicts it."""
+        record = FrameRecord(
+            frame.stamp_ns,
+            'refused',
+            mode=result.mode,
+            num_matches=result.num_matches,
+            num_inliers=result.num_inliers,
+        )
+        if isinstance(result, PoseFailure):
+            return replace(record, reason=result.reason, detail=result.detail)
+        fix = _fix_of_base(frame, at, result)
+        contradiction = self._contradiction(fix)
+        if contradiction:
+            reason = FailureReason.ODOMETRY_DISAGREES
+            return replace(record, reason=reason, detail=contradiction)
+        self._fix, self._refused_fixes, self._hint = fix, [], None
+        if frame.odom_from_base is not None:
+            self._map_from_odom = fix.map_from_base @ frame.odom_from_base.inverse()
+        return replace(
+            record,
+            status='localized',
+            map_from_base=fix.map_from_base,
+            covariance=fix.covariance,
+        )
+
+    def _contradiction(self, fix: _Fix) -> str:
+        """Say why a fix cannot be true after the last one; '' if it can.
+
+        When several such fixes in a row agree with each other, it is odometry that was wrong, or
+        the robot was carried.
+        """
+        if self._fix is None:
+            return ''
+        sigmas, words = _jump(self._fix, fix, self.config)
+        if sigmas <= self.config.gate_sigmas:
+            return ''
+        agreeing = [
+            refused
+            for refused in self._refused_fixes
+            if _jump(refused, fix, self.config)[0] <= self.config.gate_sigmas
+        ]
+        if len(agreeing) < len(self._refused_fixes):
+            self._refused_fixes = []
+        self._refused_fixes.append(fix)
+        if len(self._refused_fixes) < self.config.accept_after:
+            allowed = self.config.gate_sigmas
+            return f'{words}: {sigmas:.3g} standard deviations, {allowed:g} are allowed'
+        self._counts['reseats'] += 1
+        _LOG.warning(
+            '%d fixes in a row agree that the robot is elsewhere (%s): odometry was wrong or the '
+            'robot was carried', len(self._refused_fixes), words,
+        )  # fmt: skip
+        return ''
+
+    def _count(self, record: FrameRecord) -> None:
+        if record.status == 'dropped':
+            self._counts['dropped'] += 1
+            return
+        self._latencies.append(record.ms)
+        if record.reason is None:
+            self._counts['localized'] += 1
+            return
+        self._reasons[record.reason.value] += 1
+        self._last_problem = f'{record.reason.value}: {record.detail}'
+
+    def _reset(self, reason: str) -> None:
+        _LOG.warning('localization starts anew: %s', reason)
+        self._counts['resets'] += 1
+        self._epoch += 1
+        self._way = self._fix = self._hint = self._map_from_odom = None
+        self._refused_fixes = []
+
+
+def _fix_of_base(frame: Frame, at: _Waypoint, estimate: PoseEstimate) -> _Fix:
+    map_from_cam = estimate.cam_from_map.inverse()
+    if frame.cam_from_base is None:
+        return _Fix(at, map_from_cam, estimate.covariance)
+    map_from_base = map_from_cam @ frame.cam_from_base
+    lever_in_map = map_from_base.translation - map_from_cam.translation
+    return _Fix(at, map_from_base, transport_covariance(estimate.covariance, lever_in_map))
+
+
+def _predict(fix: _Fix, at: _Waypoint, config: ServerConfig) -> tuple[Rigid3d, Float] | None:
+    """Return ``map_from_base`` by odometry since a fix, and its covariance (6, 6).
+
+    None where there is no odometry. The drift of the position is that of the wheels, and that of
+    a heading which wanders along the way: a third of its variance times the way's length squared.
+    """
+    if not (fix.at.is_known and at.is_known):
+        return None
+    assert fix.at.odom_from_base is not None and at.odom_from_base is not None
+    then_from_now = fix.at.odom_from_base.inverse() @ at.odom_from_base
+    map_from_base = fix.map_from_base @ then_from_now
+    age = (at.stamp_ns - fix.at.stamp_ns) / 1e9
+    way, turned = at.travelled_m - fix.at.travelled_m, at.turned_deg - fix.at.turned_deg
+    heading = np.radians(
+        np.hypot(config.odometry_deg_per_deg * turned, config.odometry_deg_per_s * age)
+    )
+    position = np.hypot(config.odometry_m_per_m * way, config.odometry_m_per_s * age)
+    variance = position**2 + (heading * way) ** 2 / 3, heading**2
+    lever_in_map = map_from_base.translation - fix.map_from_base.translation
+    covariance = transport_covariance(fix.covariance, lever_in_map)
+    return map_from_base, covariance + np.diag(np.repeat(variance, 3))
+
+
+def _jump(earlier: _Fix, later: _Fix, config: ServerConfig) -> tuple[float, str]:
+    """How far a fix is from where odometry leads from an earlier one.
+
+    :returns: standard deviations of all that is uncertain, zero without odometry; and words.
+    """
+    predicted = _predict(earlier, later.at, config)
+    if predicted is None:
+        return 0.0, ''
+    expected, covariance = predicted
+    error = pose_error(expected.inverse(), later.map_from_base.inverse())
+    squared = float(normalised_error_squared(error, covariance + later.covariance))
+    metres, degrees = np.linalg.norm(error[:3]), np.degrees(np.linalg.norm(error[3:]))
+    return np.sqrt(squared), f'{metres:.3g} m and {degrees:.3g} deg from where odometry leads'
+
+
+def _sigma(covariance: Float) -> float:
+    """Return the largest standard deviation in any direction."""
+    return float(np.sqrt(np.linalg.eigvalsh(covariance)[-1]))

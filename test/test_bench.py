@@ -1,0 +1,207 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The benches measure what they say: true scenes, fair turns, the same results, honest memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feat_ros import bench
+from feat_ros.bench import (
+    bench_localize,
+    bench_map_open,
+    bench_match,
+    bench_pnp,
+    BF,
+    BF_PER_IMAGE,
+    CDIST,
+    format_report,
+    LOAD,
+    match_curve,
+    missing_packages,
+    OURS,
+    PER_IMAGE,
+    plot_match_curve,
+    pnp_scene,
+    synthetic_scene,
+    take_turns,
+)
+from feat_ros.cli import bench as command
+from feat_ros.errors import DataError
+from feat_ros.types import JsonDict
+
+
+def _rows(report: JsonDict, title: str) -> dict[str, JsonDict]:
+    return {row['name']: row for row in report['tables'][title]}
+
+
+def test_contenders_take_turns_after_one_run_each_to_warm_up() -> None:
+    calls = []
+
+    def note(name: str, item: int) -> str:
+        calls.append((name, item))
+        return name * item
+
+    runs = take_turns({'a': lambda i: note('a', i), 'b': lambda i: note('b', i)}, [2, 3])
+    assert calls == [('a', 2), ('b', 2), ('a', 2), ('b', 2), ('a', 3), ('b', 3)]
+    assert [runs[name].results for name in 'ab'] == [['aa', 'aaa'], ['bb', 'bbb']]
+    assert all(len(taken.ms) == 2 and min(taken.ms) > 0 for taken in runs.values())
+
+
+def test_the_scene_is_what_its_map_says(tmp_path: Path) -> None:
+    scene = synthetic_scene(tmp_path, num_queries=2, keypoints=600, num_points=900)
+    assert scene.map.num_images == len(scene.images) == 10
+    similar, strange = [], []
+    for number, image in enumerate(scene.images):
+        known = image.points[image.points >= 0]
+        observed, pixels = scene.map.observations(number)
+        np.testing.assert_array_equal(observed, known)
+        in_cam = scene.map.cam_from_map(number).apply(scene.map.points(known)[0])
+        error = np.linalg.norm(scene.map.camera(number).project(in_cam) - pixels, axis=1)
+        # A pixel of noise, and the points' centimetres from 5 to 15 m away.
+        assert 0.5 < np.median(error) < 2.5
+        assert 0.3 < len(known) / len(image.points) < 0.55
+        np.testing.assert_allclose(np.linalg.norm(image.descriptors, axis=1), 1, atol=1e-5)
+        assert image.descriptors.min() >= 0
+        of_points = scene.map.descriptors(known)[:]
+        mine = image.descriptors[image.points >= 0]
+        similar += np.sum(mine * of_points, axis=1).tolist()
+        strange += np.sum(mine * np.roll(of_points, 1, axis=0), axis=1).tolist()
+    assert 0.93 < np.median(similar) < 0.99
+    assert 0.55 < np.median(strange) < 0.75
+
+
+@pytest.mark.parametrize('ratio', [0.9, 0.2])
+def test_pnp_scenes_have_the_noise_and_the_inliers_they_claim(ratio: float) -> None:
+    truth, matches = pnp_scene(np.random.default_rng(3), 4000, ratio)
+    in_cam = truth.apply(matches.points)
+    pixels, slope = matches.camera.project_with_jacobian(in_cam)
+    slope = slope @ truth.rotation
+    covariance = slope @ matches.point_covariance @ np.swapaxes(slope, 1, 2) + np.eye(2)
+    error = (pixels - matches.pixels)[:, :, None]
+    squared = (np.swapaxes(error, 1, 2) @ np.linalg.solve(covariance, error))[:, 0, 0]
+    inliers = squared < 20
+    assert inliers.mean() == pytest.approx(ratio, abs=0.03)
+    # Two degrees of freedom each.
+    assert squared[inliers].mean() == pytest.approx(2, abs=0.2)
+
+
+def test_localize_finds_the_easy_queries_and_compares_recall() -> None:
+    report = bench_localize(num_queries=4, keypoints=500, num_points=700)
+    whole = _rows(report, 'match and pnp')
+    assert whole[OURS]['recall_%'] >= 50
+    assert whole[OURS]['times_ours'] == 1
+    for name, packages in ((PER_IMAGE, ['torch', 'pycolmap']), (BF_PER_IMAGE, ['pycolmap'])):
+        missing = missing_packages(*packages)
+        if missing:
+            assert whole[name] == {'name': name, 'missing': missing}
+        else:
+            assert whole[name]['recall_%'] >= 25
+            assert f'points of recall lost to "{name}"' in str(report['checks'])
+    for name, row in whole.items():
+        if 'missing' not in row:
+            parts = [_rows(report, stage)[name]['min_ms'] for stage in ('match', 'pnp')]
+            assert row['max_ms'] >= sum(parts)
+    json.dumps(report, allow_nan=False)
+
+
+def test_every_matcher_finds_the_same_pairs() -> None:
+    report = bench_match(repeat=1, num_query=300, num_reference=1500)
+    rows = _rows(report, 'mutual nearest neighbours, 300 x 1500 x 128')
+    assert rows[OURS]['pairs'] == rows[BF]['pairs'] > 80
+    same = [check for check in report['checks'] if check['wanted'] == 'none']
+    assert all(check['ok'] for check in same)
+    missing = missing_packages('torch')
+    assert len(same) == (1 if missing else 2)
+    assert rows[CDIST].get('missing') == missing
+    memory = [check for check in report['checks'] if check['what'].startswith('peak memory')]
+    # The products of a block at least, whole matrices never: 300 x 15,000 float32 are 18 MB.
+    assert all(0.3 < check['value'] < 5 for check in memory)
+
+
+def test_solvers_of_pnp_agree_with_the_truth() -> None:
+    report = bench_pnp(repeat=3, sizes=(150,), inlier_ratios=(0.8,))
+    rows = _rows(report, '150 matches, 80 % inliers')
+    assert set(rows) == {OURS, 'pycolmap', 'poselib'}
+    for row in rows.values():
+        if 'missing' not in row:
+            assert row['success_%'] == 100
+            assert 0.1 < row['error_mm'] < 60
+    assert 0.5 < rows[OURS]['nees'] < 25
+
+
+@pytest.mark.skipif(
+    not Path('/proc/self/smaps_rollup').exists(), reason='memory is read from /proc: Linux'
+)
+def test_opening_a_map_leaves_its_arrays_on_the_disk() -> None:
+    report = bench_map_open(repeat=1, num_points=50_000)
+    ((title, _),) = report['tables'].items()
+    rows = _rows(report, title)
+    # 204 bytes a point and three observations of it.
+    assert rows[LOAD]['anonymous_MB'] > 8
+    assert rows[OURS]['anonymous_MB'] < 1
+
+
+def test_the_curve_is_drawn(tmp_path: Path) -> None:
+    curve = match_curve(sizes=(300, 600), num_query=100, repeat=1)
+    assert curve['sizes'] == [300, 600]
+    assert len(curve[OURS]) == 2
+    plot_match_curve(tmp_path / 'curve.png', curve)
+    assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
+    with pytest.raises(DataError, match=r'nowhere/curve\.png cannot be written'):
+        plot_match_curve(tmp_path / 'nowhere' / 'curve.png', curve)
+
+
+def test_a_missing_package_is_a_line_of_the_table() -> None:
+    why = missing_packages('numpy', 'no_such_package')
+    assert why == 'not installed: pip install no_such_package'
+    assert missing_packages('numpy') is None
+    report = {
+        'threads': {'cores': 2},
+        'tables': {'speed': [{'name': OURS, 'median_ms': 12.5}, {'name': 'x', 'missing': why}]},
+        'notes': ['a note'],
+        'checks': [bench._check('times', 2.5, 'at least 3', False)],
+    }
+    assert format_report(report).splitlines() == [
+        'threads: cores 2',
+        '',
+        'speed',
+        '             median_ms',
+        'feat_ros          12.5',
+        'x         not installed: pip install no_such_package',
+        '',
+        'a note',
+        'NOT MET  times: 2.5 (at least 3)',
+    ]
+
+
+def _parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    return parser.parse_args(['bench', *words])
+
+
+def test_the_command_shows_what_it_returns(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    args = _parse('pnp', '--repeat', '1', '--json', str(tmp_path / 'pnp.json'))
+    report = args.run(args)
+    assert len(report['tables']) == 12
+    assert capsys.readouterr().out == format_report(report) + '\n'
+    json.dumps(report, allow_nan=False)
+
+
+def test_commands_and_their_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ('localize', 'match', 'pnp', 'map-open'):
+        assert _parse(name).run is getattr(command, f'run_{name.replace("-", "_")}')
+    with pytest.raises(SystemExit):
+        _parse('match', '--repeat', '0')
+    assert "'0' is not a number from 1" in capsys.readouterr().err
+    args = _parse('match', '--plot', str(tmp_path / 'nowhere' / 'x.png'))
+    with pytest.raises(DataError, match='does not exist'):
+        args.run(args)
