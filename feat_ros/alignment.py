@@ -82,14 +82,10 @@ class Alignment:
     def worst(self, count: int) -> list[tuple[str, float, bool]]:
         """Return the largest residuals: name, metres and whether it was used."""
         order = np.argsort(-self.residual_m, kind='stable')[:count]
-        return [
-            (self.names[n], float(self.residual_m[n]), bool(self.is_used[n])) for n in order
-        ]
+        return [(self.names[n], float(self.residual_m[n]), bool(self.is_used[n])) for n in order]
 
 
-def align_by_distances(
-    sfm_map: SfmMap, distances: Sequence[tuple[str, str, float]]
-) -> Alignment:
+def align_by_distances(sfm_map: SfmMap, distances: Sequence[tuple[str, str, float]]) -> Alignment:
     """Scale a map by distances between camera centres; place and orientation stay.
 
     :param distances: rows (image, image, metres); of several the median scale is taken.
@@ -173,8 +169,7 @@ def similarity_from_poses(
     if min(size) < 1e-12:
         raise ValueError('all centres are at one place')
     turned = sum(
-        new.rotation @ old.rotation.T
-        for old, new in zip(old_from_cam, new_from_cam, strict=True)
+        new.rotation @ old.rotation.T for old, new in zip(old_from_cam, new_from_cam, strict=True)
     )
     correlation = yc.T @ xc / (size[0] * size[1])
     rotation = _nearest_rotation(correlation + _ORIENTATION_WEIGHT * turned / len(x))
@@ -250,7 +245,9 @@ def _robust(names: list[str], old: Float, new: Float, fit: Fit, sample_size: int
     try:
         new_from_old = fit(everyone[used])
     except ValueError as error:
-        raise DataError(f'the known poses cannot be used: {error}; check their convention') from None
+        raise DataError(
+            f'the known poses cannot be used: {error}; check their convention'
+        ) from None
     return Alignment(new_from_old, names, _residuals(new_from_old, old, new), used)
 
 

@@ -1,23 +1,17 @@
 # Copyright 2026 The feat_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images with known poses become a map folder.
+"""Images, with poses or without, become a map folder.
 
-extract -> pairs -> mutual nearest neighbours -> verification by the poses -> triangulation
+extract -> (poses, where they are unknown or rough) -> pairs -> mutual nearest neighbours -> verification by the poses -> triangulation
 (pycolmap) -> points with descriptors and covariance -> how well the poses agree.
 Everything is put together in ``MAP.partial``; a build that was killed resumes from there.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
 import platform
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,36 +20,31 @@ import numpy as np
 import numpy.typing as npt
 
 from feat_ros import config
+from feat_ros.build_folder import BuildFolder, FeatureStore
 from feat_ros.camera import Camera
 from feat_ros.colmap_files import PosedImage
 from feat_ros.config import Config, option
-from feat_ros.errors import DataError, ImageError, MapError
+from feat_ros.errors import DataError, MapError
 from feat_ros.extractors import Extractor
 from feat_ros.geometry import skew
-from feat_ros.image import read_image
-from feat_ros.matching import mutual_nearest
 from feat_ros.pose_noise import check_left_out
+from feat_ros.reconstruction import estimate_poses, ReconstructionConfig, refine_poses
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, train_codebook
 from feat_ros.sfm_map import (
     ExtractorInfo,
     Manifest,
-    partial_path,
     publish,
     Segment,
     SfmMap,
     write_arrays,
     write_manifest,
     write_segment,
-    write_text,
-    writing,
 )
 from feat_ros.triangulation import Structure, triangulate, TriangulationConfig
-from feat_ros.types import Features, Progress
+from feat_ros.types import Progress
 
 Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
-
-logger = logging.getLogger(__name__)
 
 # Descriptors of an image that retrieval uses, the strongest; the HOW paper's number.
 _RETRIEVAL_FEATURES = 1000
@@ -72,6 +61,12 @@ class BuildConfig(Config):
         4.0, 'largest distance of a match to its epipolar line, pixels', minimum=0.1, maximum=100.0
     )
     min_matches: int = option(15, 'verified matches that a pair of images needs', minimum=1)
+    refine_poses: bool = option(
+        False, 'whether the given poses are rough, and adjusted to agree with the images'
+    )
+    reconstruction: ReconstructionConfig = option(
+        ReconstructionConfig, 'poses from images, where they are unknown or rough'
+    )
     triangulation: TriangulationConfig = option(TriangulationConfig, 'points from matches')
     retrieval: AsmkConfig = option(AsmkConfig, 'image retrieval')
     left_out_images: int = option(
@@ -85,7 +80,7 @@ class BuildConfig(Config):
 def build_map(
     out: str | Path,
     image_folder: str | Path,
-    images: list[PosedImage],
+    images: list[PosedImage] | Mapping[str, Camera],
     extractor: Extractor,
     build_config: BuildConfig | None = None,
     *,
@@ -93,11 +88,12 @@ def build_map(
     progress: Progress | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> SfmMap:
-    """Build a map folder from images with poses.
+    """Build a map folder from images, with poses or without.
 
     :param out: the map folder; it appears when it is complete.
     :param image_folder: where the images' files are.
-    :param images: names, cameras and ``cam_from_map``.
+    :param images: names, cameras and ``cam_from_map``; or only cameras by name: then the poses
+        are estimated, and the map's scale and gravity are unknown.
     :param overwrite: replace a map of that name, at the moment the new one is complete.
     :raises MapError: the map exists, cannot be written, or no point could be triangulated.
     :raises DataError, ImageError, CameraError: the input cannot be used.
@@ -109,11 +105,21 @@ def build_map(
         raise MapError(f'{out} exists: choose another --out, or replace it with --overwrite')
     if len(images) < 2:
         raise DataError(f'{len(images)} image(s) cannot make a map: at least 2 are needed')
-    paths = _check_files(image_folder, images)
-    partial = _open_partial(out, _fingerprint(paths, images, extractor, options))
+    names = list(images) if isinstance(images, Mapping) else [image.name for image in images]
+    cameras = list(images.values() if isinstance(images, Mapping) else [i.camera for i in images])
+    paths = _check_files(image_folder, names)
+    folder = BuildFolder(out)
+    partial = folder.path
 
-    features = _extract_all(partial, paths, images, extractor, progress)
-    matches = _match_all(partial, images, features, options, progress)
+    features = folder.extract(paths, cameras, extractor, progress)
+    if isinstance(images, Mapping):
+        images = estimate_poses(folder, images, features, options.reconstruction, progress)
+        features = features.take(names.index(image.name) for image in images)
+        options = replace(options, scale='unknown', gravity='unknown')
+    elif options.refine_poses:
+        pairs = choose_pairs(images, options.pairs_per_image)
+        images = refine_poses(folder, images, features, pairs, options.reconstruction, progress)
+    matches = _match_all(folder, images, features, options, progress)
     structure = _triangulate(partial, images, features, matches, options)
     descriptors = _point_descriptors(structure, features)
     check = check_left_out(
@@ -143,18 +149,16 @@ def build_map(
             'versions': _versions(),
         },
     )
-    for scratch in ('features', 'matches'):
-        shutil.rmtree(partial / scratch)
-    (partial / 'build.json').unlink()
+    folder.clean()
     write_manifest(partial, manifest)
     publish(partial, out)
     return SfmMap(out)
 
 
-def _check_files(image_folder: Path, images: list[PosedImage]) -> list[Path]:
+def _check_files(image_folder: Path, names: list[str]) -> list[Path]:
     if not image_folder.is_dir():
         raise DataError(f'image folder {image_folder} does not exist')
-    paths = [image_folder / image.name for image in images]
+    paths = [image_folder / name for name in names]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(
@@ -162,48 +166,6 @@ def _check_files(image_folder: Path, images: list[PosedImage]) -> list[Path]:
             'the folder with --images, or list those that exist with --list'
         )
     return paths
-
-
-def _fingerprint(
-    paths: list[Path], images: list[PosedImage], extractor: Extractor, options: BuildConfig
-) -> dict[str, Any]:
-    """What must be the same for an interrupted build to go on."""
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    poses = [
-        (image.name, image.camera.to_words(), image.cam_from_map.rotation.tolist(),
-         image.cam_from_map.translation.tolist())
-        for image in images
-    ]  # fmt: skip
-    return {
-        'images': hashlib.sha256(json.dumps([files, poses]).encode()).hexdigest(),
-        'extractor': [extractor.name, config.to_dict(extractor.config)],
-        'options': config.to_dict(options),
-    }
-
-
-def _open_partial(out: Path, fingerprint: dict[str, Any]) -> Path:
-    """Return the folder that the build works in, what fits of an interrupted one kept."""
-    partial = partial_path(out)
-    note = partial / 'build.json'
-    with writing(partial):
-        if partial.exists():
-            try:
-                earlier = json.loads(note.read_text(encoding='utf-8'))
-            except (OSError, ValueError):
-                earlier = {}
-            differing = [key for key in fingerprint if earlier.get(key) != fingerprint[key]]
-            if differing:
-                logger.warning(
-                    'an interrupted build in %s had other %s: starting over',
-                    partial, ' and '.join(differing),
-                )  # fmt: skip
-                shutil.rmtree(partial)
-            else:
-                logger.warning('resuming the interrupted build in %s', partial)
-        for folder in ('features', 'matches'):
-            (partial / folder).mkdir(parents=True, exist_ok=True)
-    write_text(note, json.dumps(fingerprint))
-    return partial
 
 
 def _index_images(partial: Path, features: FeatureStore, options: AsmkConfig) -> dict[str, Any]:
@@ -215,67 +177,6 @@ def _index_images(partial: Path, features: FeatureStore, options: AsmkConfig) ->
         'options': config.to_dict(options),
         'arrays': write_arrays(partial / 'retrieval', index.arrays()),
     }
-
-
-class FeatureStore(Sequence[Features]):
-    """The features of all images, on disk; the last used are kept in memory."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-        self._load = lru_cache(maxsize=128)(_load_features)
-        self.counts = [len(self[number]) for number in range(len(paths))]
-
-    def __getitem__(self, number: Any) -> Any:
-        """Return the features of an image."""
-        return self._load(self._paths[number])
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._paths)
-
-
-def _load_features(path: Path) -> Features:
-    with np.load(path, allow_pickle=False) as arrays:
-        return Features(**arrays)
-
-
-def save_arrays(path: Path, **arrays: npt.NDArray[Any]) -> None:
-    """Write an ``.npz`` file that is there whole or not at all.
-
-    :raises MapError: the disk is full or read-only.
-    """
-    temporary = path.with_name(path.name + '.tmp')
-    with writing(path):
-        with temporary.open('wb') as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-
-
-def _extract_all(
-    partial: Path,
-    paths: list[Path],
-    images: list[PosedImage],
-    extractor: Extractor,
-    progress: Progress,
-) -> FeatureStore:
-    files = [partial / 'features' / f'{number:06d}.npz' for number in range(len(paths))]
-    for number in progress([n for n, file in enumerate(files) if not file.exists()], 'extract'):
-        rgb = read_image(paths[number])
-        camera = images[number].camera
-        if (rgb.shape[1], rgb.shape[0]) != camera.size_wh:
-            raise ImageError(
-                f'image {paths[number]} is {rgb.shape[1]}x{rgb.shape[0]}, its camera '
-                f'{camera.width}x{camera.height}: use the images that the model was made from'
-            )
-        save_arrays(files[number], **vars(extractor(rgb)))
-    store = FeatureStore(files)
-    if not any(store.counts):
-        raise MapError(
-            f'no image gave a keypoint with extractor {extractor.name!r}: are the pictures blank?'
-        )
-    return store
 
 
 def choose_pairs(images: list[PosedImage], pairs_per_image: int) -> list[tuple[int, int]]:
@@ -358,7 +259,7 @@ def epipolar_error_px(a: PosedImage, b: PosedImage, pixels_a: Float, pixels_b: F
 
 
 def _match_all(
-    partial: Path,
+    folder: BuildFolder,
     images: list[PosedImage],
     features: FeatureStore,
     options: BuildConfig,
@@ -368,22 +269,19 @@ def _match_all(
     pairs = choose_pairs(images, options.pairs_per_image)
     if not pairs:
         raise MapError('no two images look in the same direction: are the poses cam_from_map?')
-    partners: dict[int, list[int]] = {}
-    for i, j in pairs:
-        partners.setdefault(i, []).append(j)
     out: dict[tuple[int, int], Ids] = {}
     num_raw = num_verified = 0
-    for i in progress(list(partners), 'match'):
-        file = partial / 'matches' / f'{i:06d}.npz'
-        if not file.exists():
-            save_arrays(file, **_match_image(i, partners[i], images, features, options))
-        with np.load(file, allow_pickle=False) as arrays:
-            num_raw += int(arrays['num_raw'])
-            for j in partners[i]:
-                verified = arrays[str(j)]
-                num_verified += len(verified)
-                if len(verified) >= options.min_matches:
-                    out[i, j] = verified
+    for (i, j), rows in folder.match(features, pairs, progress):
+        pixels = [
+            features[number].keypoints[rows[:, side]].astype(float)
+            for side, number in enumerate((i, j))
+        ]
+        error = epipolar_error_px(images[i], images[j], *pixels)
+        verified = rows[error < options.max_epipolar_error_px]
+        num_raw += len(rows)
+        num_verified += len(verified)
+        if len(verified) >= options.min_matches:
+            out[i, j] = verified
     if not out:
         raise MapError(
             f'no pair of images has {options.min_matches} matches that agree with the poses '
@@ -392,27 +290,6 @@ def _match_all(
             f'focal length of camera "{_commonest_camera(images)}", or raise that option'
         )
     return out
-
-
-def _match_image(
-    i: int,
-    partners: list[int],
-    images: list[PosedImage],
-    features: FeatureStore,
-    options: BuildConfig,
-) -> dict[str, npt.NDArray[Any]]:
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    num_raw = 0
-    for j in partners:
-        a, b = features[i], features[j]
-        matches, _ = mutual_nearest(a.descriptors, b.descriptors)
-        num_raw += len(matches)
-        error = epipolar_error_px(
-            images[i], images[j],
-            a.keypoints[matches[:, 0]].astype(float), b.keypoints[matches[:, 1]].astype(float),
-        )  # fmt: skip
-        arrays[str(j)] = matches[error < options.max_epipolar_error_px].astype(np.int32)
-    return {**arrays, 'num_raw': np.array(num_raw)}
 
 
 def _commonest_camera(images: list[PosedImage]) -> str:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-# Columns multiplied at once: with 2048 queries the product is 4 MB and stays in the cache, where
-# the maxima are found at the cost of reading it.
-_BLOCK = 512
+# Columns multiplied at once: few, so that the product (8 MB for 2048 queries) is still in a cache
+# when its maxima are sought; not fewer, since the threads of BLAS wait for each other after each
+# block, which on a busy machine takes longer than the product.
+_BLOCK = 1024
 _MAX_BLOCK_VALUES = 1 << 23
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -51,6 +52,11 @@ logger = logging.getLogger(__name__)
 _RETRIEVAL_FEATURES = 1000
 # Images that follow each other in a list are matched up to this far apart.
 _NEXT_IMAGES = 3
+# OpenCV's solver works on a plane: rays further off the axis vote later only.
+_MAX_TANGENT = 2.0
+_MIN_POINTS = 8
+# How far a given position may be off, in standard deviations; images outweigh it.
+_PRIOR_SIGMA_M = 0.05
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,7 @@ def estimate_poses(
     return posed
 
 
-def _likely_pairs(
-    features: FeatureStore, options: ReconstructionConfig
-) -> list[tuple[int, int]]:
+def _likely_pairs(features: FeatureStore, options: ReconstructionConfig) -> list[tuple[int, int]]:
     """Return all pairs of few images; of many the most similar and those that follow others."""
     count = len(features)
     if count <= options.all_pairs_up_to:
@@ -146,7 +150,11 @@ def verify_two_views(
     options: ReconstructionConfig,
     progress: Progress,
 ) -> dict[tuple[int, int], Any]:
-    """Return pycolmap's two-view geometry of those pairs that have one; poses are not used."""
+    """Return pycolmap's two-view geometry of those pairs that have one; poses are not used.
+
+    OpenCV says in milliseconds which matches fit an essential matrix; pycolmap, which is slow
+    where most matches are wrong, sees those only.
+    """
     import pycolmap
 
     how = pycolmap.TwoViewGeometryOptions()
@@ -157,16 +165,56 @@ def verify_two_views(
     cameras = [pycolmap_camera(image.camera, 1) for image in images]
     out = {}
     for (i, j), rows in folder.match(features, pairs, progress):
-        if len(rows) < options.min_matches:
+        pixels = [features[i].keypoints[rows[:, 0]], features[j].keypoints[rows[:, 1]]]
+        fits = _fit_essential_matrix(images[i].camera, images[j].camera, *pixels, options)
+        if fits.sum() < max(options.min_matches, _chance_matches(len(rows), images[j], options)):
             continue
         geometry = pycolmap.estimate_two_view_geometry(
             cameras[i], features[i].keypoints.astype(float),
             cameras[j], features[j].keypoints.astype(float),
-            rows.astype(np.uint32), how,
+            rows[fits].astype(np.uint32), how,
         )  # fmt: skip
         if len(geometry.inlier_matches) >= options.min_matches:
             out[i, j] = geometry
     return out
+
+
+def _fit_essential_matrix(
+    camera_a: Camera, camera_b: Camera, pixels_a: Any, pixels_b: Any, options: ReconstructionConfig
+) -> npt.NDArray[np.bool_]:
+    """Which matches (M,) fit the essential matrix that most of them fit."""
+    rays = [
+        camera.unproject(pixels.astype(float))
+        for camera, pixels in ((camera_a, pixels_a), (camera_b, pixels_b))
+    ]
+    with np.errstate(divide='ignore', invalid='ignore'):
+        planes = [ray[:, :2] / ray[:, 2:] for ray in rays]
+    usable = np.all(
+        [(ray[:, 2] > 0) & (np.abs(plane).max(axis=1) < _MAX_TANGENT)
+         for ray, plane in zip(rays, planes, strict=True)], axis=0,
+    )  # fmt: skip
+    out = np.zeros(len(usable), bool)
+    if usable.sum() < _MIN_POINTS:
+        return out
+    focal = min(camera_a.focal_xy.mean(), camera_b.focal_xy.mean())
+    _, mask = cv2.findEssentialMat(
+        planes[0][usable], planes[1][usable], np.eye(3), cv2.USAC_FAST, 0.999,
+        options.max_error_px / focal, 2000,
+    )  # fmt: skip
+    if mask is not None:
+        out[usable] = mask.reshape(-1) > 0
+    return out
+
+
+def _chance_matches(count: int, image: PosedImage, options: ReconstructionConfig) -> float:
+    """How many of some wrong matches lie along the epipolar lines of a wrong geometry.
+
+    A match does with the share of the image that is nearer to a line than the limit; eight
+    determine the geometry; six standard deviations are left for the best of all hypotheses.
+    """
+    width, height = image.camera.size_wh
+    rate = count * min(1.0, 2 * options.max_error_px * np.hypot(width, height) / (width * height))
+    return float(rate + 6 * np.sqrt(rate) + 8)
 
 
 def _run_mapper(
@@ -218,7 +266,11 @@ def _map_incrementally(
     bar = iter(progress(list(range(count)), 'register'))
     next(bar, None)
     models = pycolmap.incremental_mapping(
-        str(database), str(out), str(out), how, next_image_callback=lambda: next(bar, None) and None
+        str(database),
+        str(out),
+        str(out),
+        how,
+        next_image_callback=lambda: next(bar, None) and None,
     )
     for _ in bar:
         pass
@@ -239,6 +291,80 @@ def _map_globally(
 
 
 MAPPERS = {'incremental': _map_incrementally, 'global': _map_globally}
+
+
+def refine_poses(
+    folder: BuildFolder,
+    images: list[PosedImage],
+    features: FeatureStore,
+    pairs: Iterable[tuple[int, int]],
+    options: ReconstructionConfig,
+    progress: Progress,
+) -> list[PosedImage]:
+    """Adjust rough poses so that they agree with the images.
+
+    Bundle adjustment with the given positions as priors, from loose limits of the reprojection
+    error to the one asked for; then the result is put where the given poses are, by the
+    similarity between the two.
+
+    :returns: the images with new poses; as given where nothing could be matched.
+    """
+    geometries = verify_two_views(folder, images, features, pairs, options, progress)
+    matches = {
+        pair: np.asarray(geometry.inlier_matches, np.int64)
+        for pair, geometry in geometries.items()
+    }
+    if not matches:
+        return images
+    refined = images
+    for factor in progress([8.0, 4.0, 2.0, 1.0], 'refine'):
+        limits = TriangulationConfig(max_reprojection_error_px=factor * options.max_error_px)
+        model = track_points(folder.path, refined, features, matches, limits)
+        if model.num_points3D() < _MIN_POINTS:
+            return images
+        refined = _adjust(model, images, refined)
+    given, found = (
+        [image.cam_from_map.inverse() for image in which] for which in (images, refined)
+    )
+    given_from_found = similarity_from_poses(found, given)
+    return [
+        replace(image, cam_from_map=given_from_found.apply_to_pose(pose).inverse())
+        for image, pose in zip(images, found, strict=True)
+    ]
+
+
+def _adjust(model: Any, given: list[PosedImage], now: list[PosedImage]) -> list[PosedImage]:
+    """One bundle adjustment of all poses and points, the given positions as priors."""
+    import pycolmap
+
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = False
+    options.refine_principal_point = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.loss_function_scale = 1.0
+    bundle = pycolmap.BundleAdjustmentConfig()
+    priors = []
+    for number, image in enumerate(given):
+        found = model.image(number + 1)
+        if found.num_points3D < _MIN_POINTS:
+            continue
+        bundle.add_image(number + 1)
+        priors.append(
+            pycolmap.PosePrior(
+                corr_data_id=found.data_id,
+                position=image.cam_from_map.inverse().translation,
+                position_covariance=np.eye(3) * _PRIOR_SIGMA_M**2,
+                coordinate_system=pycolmap.PosePriorCoordinateSystem.CARTESIAN,
+            )
+        )
+    adjuster = pycolmap.create_pose_prior_bundle_adjuster(
+        options, pycolmap.PosePriorBundleAdjustmentOptions(), bundle, priors, model
+    )
+    adjuster.solve()
+    return [
+        replace(image, cam_from_map=_rigid(model.image(number + 1).cam_from_world()))
+        for number, image in enumerate(now)
+    ]
 
 
 def _posed_images(model: Any, images: list[PosedImage]) -> list[PosedImage]:

@@ -147,9 +147,7 @@ def replay(
         write_text(partial / 'summary.json', json.dumps(summary, indent=1) + '\n')
         title = f'{Path(bag_path).name} in {localizer.map.path.name}'
         examples = [example.show(localizer, recording.camera) for example in log.examples()]
-        write_report(
-            partial / 'report.html', title, localizer.map, log.records, summary, examples
-        )
+        write_report(partial / 'report.html', title, localizer.map, log.records, summary, examples)
         write_text(partial / 'manifest.json', json.dumps(manifest, indent=1) + '\n')
         publish(partial, out)
     return summary
@@ -406,7 +404,9 @@ def summarise_records(
         covariances = {name: r.covariance for name, r in found.items() if r.covariance is not None}
         honesty = covariance_report(errors, covariances, truth_sigma_m, truth_sigma_deg)
         del honesty['outside_95']
-        figures |= {k: v for k, v in summarise(errors).items() if k not in figures or not figures[k]}
+        figures |= {
+            k: v for k, v in summarise(errors).items() if k not in figures or not figures[k]
+        }
         figures['covariance'] = honesty
     return figures
 
@@ -437,7 +437,10 @@ def format_records(records: list[FrameRecord]) -> str:
 def _row(record: FrameRecord, stages: list[str]) -> list[Any]:
     pose: list[Any] = [''] * 7
     if record.map_from_base is not None:
-        pose = [*record.map_from_base.translation.tolist(), *record.map_from_base.quat_xyzw.tolist()]
+        pose = [
+            *record.map_from_base.translation.tolist(),
+            *record.map_from_base.quat_xyzw.tolist(),
+        ]
     return [
         record.stamp_ns,
         record.status,

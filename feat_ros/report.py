@@ -38,14 +38,16 @@ from feat_ros.types import (
 )
 
 Float = npt.NDArray[np.float64]
+Range = tuple[float, float]
 
 _PICTURE_PX = 800
-_MAX_SERIES = 2000
+_MAX_SERIES = 5000
+_MAX_DOTS = 1200
 _MAX_KEYPOINTS = 2000
 _RESIDUAL_ZOOM = 10
 # So narrow that the text of a plot is readable on a phone.
 _PLOT_WIDTH = 430
-_MARGIN = {'left': 44, 'right': 14, 'top': 24, 'bottom': 38}
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 24, 38
 _NOT_XML = re.compile('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]')
 
 # Stability is shown as the group whose value is nearest: least value, group, words.
@@ -84,8 +86,8 @@ h2 {{ font-size: 1.05rem; margin: 0 0 .4rem; overflow-wrap: anywhere; }}
   font-weight: 600; }}
 .soft, figcaption, .empty, small {{ color: var(--soft); }}
 .columns {{ display: grid; gap: 0 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }}
-.columns > div {{ min-width: 0; }}
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }}
+.columns > div {{ min-width: 0; }} .columns svg {{ max-width: 42rem; }}
 figure {{ background: var(--card); border-radius: .6rem; padding: .9rem; margin: 1rem 0 0; }}
 .pair {{ display: grid; gap: .6rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }}
@@ -165,7 +167,7 @@ def write_report(
 </main></body></html>
 """
     try:
-        write_text(Path(path), page)
+        write_text(path, page)
     except MapError as error:
         raise DataError(str(error)) from None
 
@@ -183,15 +185,15 @@ class _Run:
         self.metric = sfm_map.manifest.scale == 'metric'
         self.unit = 'm' if self.metric else 'map units'
         stamps = np.array([record.stamp_ns for record in records], np.int64)
-        self.seconds = (stamps - stamps[:1].sum()) * 1e-9
+        self.seconds = np.asarray((stamps - stamps[:1]) * 1e-9, np.float64)
         self.found = np.array([r.map_from_base is not None for r in records], bool)
         self.found &= np.array([r.status == 'localized' for r in records], bool)
         self.lost = np.array([r.status == 'refused' for r in records], bool)
         self.errors, self.judged = _pose_errors(records, self.found)
 
-    def positions(self, of: str, rows: npt.NDArray[np.intp]) -> Float:
-        """Positions (n, 3) of some rows, NaN where there is none."""
-        poses = [getattr(self.records[row], of) for row in rows]
+    def positions(self, of: str) -> Float:
+        """Positions (N, 3) of ``truth`` or ``map_from_base``, NaN where there is none."""
+        poses = [getattr(record, of) for record in self.records]
         places = [np.full(3, np.nan) if pose is None else pose.translation for pose in poses]
         return np.array(places, float).reshape(-1, 3)
 
@@ -240,26 +242,26 @@ def _about(run: _Run) -> str:
     if len(run.records):
         parts.append(f'recording of {_number(float(run.seconds.max()))} s')
     if dropped:
-        parts.append(f'{dropped} frames were dropped because a newer one had come')
+        parts.append(f'frames dropped because a newer one had come: {dropped}')
     return '; '.join(parts) + '.'
 
 
 def _top_view(run: _Run) -> str:
     """Where it was, where it should have been, on the points of the map."""
     view = top_view(run.map)
-    rows = _evenly(np.arange(len(run.records)), _MAX_SERIES)
-    truth, estimate = (run.positions(of, rows) @ view.basis.T for of in ('truth', 'map_from_base'))
-    estimate[~run.found[rows]] = np.nan
-    x_range, y_range = _window(
-        next(at for at in (truth, estimate, view.centers) if np.isfinite(at).any())
-    )
-    plot = _Plot(x_range, y_range, f'[{run.unit}]', f'[{run.unit}]', height=None)
+    truth, estimate = (run.positions(of) @ view.basis.T for of in ('truth', 'map_from_base'))
+    estimate[~run.found] = np.nan
+    places = np.where(np.isfinite(truth), truth, estimate)
+    ranges = _window(places if np.isfinite(places).any() else view.centers, view.points)
+    x, y = ('x ', 'y ') if run.map.manifest.gravity == 'known' else ('', '')
+    plot = _Plot(*ranges, (f'{x}[{run.unit}]', f'{y}[{run.unit}]'))
+    rows = _evenly(np.arange(len(truth)), _MAX_SERIES)
     plot.density(view.points)
     plot.dots(_evenly(view.centers, _MAX_SERIES), 'map small')
-    plot.dots(truth, 'truth big')
-    plot.segments(estimate, truth, 'estimate')
-    plot.dots(estimate, 'estimate dot')
-    plot.crosses(truth[run.lost[rows]], 'lost')
+    plot.dots(truth[rows], 'truth big')
+    plot.segments(estimate[rows], truth[rows], 'estimate')
+    plot.dots(estimate[rows], 'estimate dot')
+    plot.crosses(_evenly(truth[run.lost], _MAX_SERIES), 'lost')
     outside = int((np.isfinite(estimate[:, 0]) & ~plot.inside(estimate)).sum())
     caption = (
         f'From above: points of the map in grey, {_key("map small")}its images, '
@@ -271,7 +273,7 @@ def _top_view(run: _Run) -> str:
             f'from a wrong pose to the true one; {_key("lost", "cross")}was refused'
         )
     if outside:
-        caption += f'. {outside} poses lie outside of the picture'
+        caption += f'. Poses outside of the picture: {outside}'
     if not run.found.any():
         caption += '. Nothing was localized'
     return _card('Trajectory', plot.svg('trajectory from above'), caption + '.')
@@ -283,6 +285,8 @@ def _errors_over_time(run: _Run) -> str:
     if not run.found.any():
         return _card(title, _empty('Nothing was localized, so there is no error to show.'))
     rows = np.flatnonzero(run.found & [r.covariance is not None for r in run.records])
+    if run.errors is None and len(rows) == 0:
+        return _card(title, _empty('There is neither ground truth nor a covariance.'))
     covariances = np.array([run.records[int(row)].covariance for row in rows]).reshape(-1, 6, 6)
     factor, unit = _plot_unit(run)
     last = max(float(run.seconds.max()), 0.1)
@@ -295,9 +299,9 @@ def _errors_over_time(run: _Run) -> str:
         error = np.zeros(0)
         if run.errors is not None:
             error = np.linalg.norm(run.errors.errors[:, axes], axis=1) * scale
-        low_high = _log_range(np.concatenate([error, sigma]))
+        y_range = _log_range(np.concatenate([error, sigma]))
         plot = _Plot(
-            (-0.02 * last, 1.02 * last), low_high, 'time [s]', label, height=150, log=(False, True)
+            (-0.02 * last, 1.02 * last), y_range, ('time [s]', label), 150, log=(False, True)
         )
         plot.dots(_worst(run.seconds[run.judged[: len(error)]], error), 'estimate dot')
         plot.dots(_worst(run.seconds[rows], sigma), 'map small')
@@ -310,7 +314,7 @@ def _errors_over_time(run: _Run) -> str:
         caption = f'There is no ground truth, so the error is unknown. {caption}'
     else:
         caption = f'{_key("estimate dot")}error, lower is better; {caption}'
-    if len(run.records) > _MAX_SERIES:
+    if len(run.records) > _MAX_DOTS:
         caption += '; of each short interval the worst frame is shown'
     return _card(title, ''.join(panels), caption + '.')
 
@@ -329,26 +333,21 @@ def _recall(run: _Run, summary: JsonDict) -> str:
         (run.errors.rotation_deg, 'rotation error [deg]'),
     ):
         x_range = _log_range(error)
-        plot = _Plot(x_range, (0, 100), label, 'frames within [%]', height=150, log=(True, False))
+        plot = _Plot(x_range, (0, 100), (label, 'frames within [%]'), 150, log=(True, False))
         plot.curve(_cumulative(error, x_range), 'estimate curve')
         panels.append(plot.svg(f'share of frames with a smaller {label}'))
-    table = ''
-    if run.metric:
-        cells = (
-            (re.fullmatch(r'(.+)m_(.+)deg', key), share)
-            for key, share in summary.get('recall', {}).items()
-        )
-        table = '<table>' + ''.join(
-            f'<tr><td>within {_length(float(key[1]), run)} and {_text(key[2])} deg</td>'
-            f'<td>{_percent(share)}</td></tr>'
-            for key, share in cells
-            if key
-        ) + '</table>'  # fmt: skip
+    shares = summary.get('recall', {}) if run.metric else {}
+    table = ''.join(
+        f'<tr><td>within {_length(float(key[1]), run)} and {_text(key[2])} deg</td>'
+        f'<td>{_percent(share)}</td></tr>'
+        for name, share in shares.items()
+        if (key := re.fullmatch(r'(.+)m_(.+)deg', name))
+    )
     caption = (
         'How many of all frames have at most this error: the further up and left, the better; a '
         'frame that was not localized never counts.'
     )
-    return _card(title, ''.join(panels) + (table if '<tr>' in table else ''), caption)
+    return _card(title, ''.join(panels) + (table and f'<table>{table}</table>'), caption)
 
 
 def _honesty(run: _Run) -> str:
@@ -364,14 +363,13 @@ def _honesty(run: _Run) -> str:
     if not pairs:
         return _card(title, _empty('No frame has a pose, a covariance and ground truth.'))
     squared = normalised_error_squared(*(np.array(column) for column in zip(*pairs, strict=True)))
-    low, high = _log_range(np.concatenate([squared, [0.3, 40.0]]))
-    plot = _Plot(
-        (low, high), (0, 100), 'normalised error squared', 'frames within [%]', height=210,
-        log=(True, False),
-    )  # fmt: skip
-    x = np.geomspace(low, high, 100)
+    x_range = 0.3, max(100.0, 4 * float(np.median(squared)))
+    labels = ('normalised error squared', 'frames within [%]')
+    plot = _Plot(x_range, (0, 100), labels, 210, log=(True, False))
+    x = np.geomspace(*x_range, 100)
     plot.curve(np.column_stack([x, 100 * _chi2_6(x)]), 'truth curve dash')
-    plot.curve(_cumulative(squared, (low, high)), 'estimate curve')
+    shown = np.where(squared < x_range[1], squared, np.inf)
+    plot.curve(_cumulative(shown, x_range), 'estimate curve')
     share = float(np.mean(_chi2_6(squared) <= 0.95))
     caption = (
         f'{_key("estimate curve", "line")}measured, {_key("truth curve dash", "line")}expected '
@@ -414,7 +412,7 @@ def _failures(run: _Run) -> str:
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0].value))
     rows = [
         (
-            f'{reason.value.replace("_", " ").lower()}<br/><small>{_REASONS[reason]}</small>',
+            f'{_words(reason)}<br/><small>{_REASONS[reason]}</small>',
             _bar(count / ordered[0][1]),
             f'{count} <small>({_percent(count / len(run.records))})</small>',
         )
@@ -436,16 +434,11 @@ def _example(run: _Run, number: int, example: ExampleFrame) -> str:
         drawn.append(_dots(at[own], f'g{group:d} keypoint'))
         words.append(f'{_key(f"g{group:d} keypoint")}{word} ({own.sum()})')
         above = least
-    pictures = [
-        _photo(example.image_rgb, ''.join(drawn), f'keypoints of frame {number}', number),
-    ]
+    pictures = [_photo(example.image_rgb, ''.join(drawn), f'keypoints of frame {number}', number)]
     caption = f'{len(features)} keypoints by stability: {", ".join(words)}.'
     if len(features) > _MAX_KEYPOINTS:
         caption += f' The strongest {_MAX_KEYPOINTS} are shown.'
-    head = f'{seconds:.1f} s: '
     if isinstance(result, PoseEstimate):
-        head += f'localized by {result.num_inliers} of {result.num_matches} matches'
-        head += _error_words(run, example.record)
         matches = _draw_matches(features, result, example.projected_px, scale)
         label = f'matches of frame {number}'
         pictures.append(_photo(example.image_rgb, matches, label, number, again=True))
@@ -454,18 +447,23 @@ def _example(run: _Run, number: int, example: ExampleFrame) -> str:
             f'points to where the map expects them ({_RESIDUAL_ZOOM} times too long); '
             f'{_key("disagree", "cross")}the others.'
         )
-    else:
-        head += f'refused, {result.reason.value.replace("_", " ").lower()}'
-        caption = f'{_text(result.detail)}. {caption}' if result.detail else caption
+    if example.record.detail:
+        caption = f'{_text(example.record.detail)}. {caption}'
+    head = f'{seconds:.1f} s: {_outcome(run, example)}'
     return _card(head, f'<div class="pair">{"".join(pictures)}</div>', caption, 'photo')
 
 
-def _error_words(run: _Run, record: FrameRecord) -> str:
-    if record.truth is None or record.map_from_base is None:
-        return ''
+def _outcome(run: _Run, example: ExampleFrame) -> str:
+    """What became of a frame, in words."""
+    record, result = example.record, example.result
+    if record.status != 'localized' or record.map_from_base is None:
+        return f'{record.status}: {_words(record.reason)}' if record.reason else record.status
+    words = f'localized by {result.num_inliers} of {result.num_matches} matches'
+    if record.truth is None:
+        return words
     error = pose_error(record.map_from_base.inverse(), record.truth.inverse())
-    metres, radians = np.linalg.norm(error[:3]), np.linalg.norm(error[3:])
-    return f', {_length(float(metres), run)} and {_number(float(np.degrees(radians)))} deg off'
+    metres, radians = np.linalg.norm(error.reshape(2, 3), axis=1).tolist()
+    return f'{words}, {_length(metres, run)} and {_number(np.degrees(radians))} deg off'
 
 
 def _draw_matches(
@@ -510,19 +508,17 @@ class _Plot:
 
     def __init__(
         self,
-        x_range: tuple[float, float],
-        y_range: tuple[float, float],
-        x_label: str,
-        y_label: str,
-        height: float | None,
+        x_range: Range,
+        y_range: Range,
+        labels: tuple[str, str],
+        height: float | None = None,
         log: tuple[bool, bool] = (False, False),
     ) -> None:
-        self._log, self._labels = log, (x_label, y_label)
+        self._log, self._labels = log, labels
         ranges = np.array([x_range, y_range], float)
-        ranges[:, 1] = np.where(ranges[:, 1] > ranges[:, 0], ranges[:, 1], ranges[:, 0] + 1)
         ranges[list(log)] = np.log10(ranges[list(log)])
         self._low, self._span = ranges[:, 0], np.diff(ranges, axis=1)[:, 0]
-        width = _PLOT_WIDTH - _MARGIN['left'] - _MARGIN['right']
+        width = _PLOT_WIDTH - _LEFT - _RIGHT
         if height is None:
             height = width * self._span[1] / self._span[0]
         self._size = np.array([width, height])
@@ -582,28 +578,27 @@ class _Plot:
     def svg(self, label: str) -> str:
         """Return the picture with its axes; what lies outside of them is cut off."""
         width, height = self._size
-        left, top = _MARGIN['left'], _MARGIN['top']
         grid, words = [], []
         for axis in (0, 1):
             for value, name in _ticks(self._low[axis], self._span[axis], log=self._log[axis]):
                 at = (value - self._low[axis]) / self._span[axis] * self._size[axis]
                 if axis == 0:
                     grid.append(f'M{at:.1f} 0v{height:.1f}')
-                    words.append((left + at, top + height + 15, 'middle', name))
+                    words.append((_LEFT + at, _TOP + height + 15, 'middle', name))
                 else:
                     grid.append(f'M0 {height - at:.1f}h{width:.1f}')
-                    words.append((left - 5, top + height - at + 4, 'end', name))
-        words.append((left + width, top + height + 32, 'end', self._labels[0]))
+                    words.append((_LEFT - 5, _TOP + height - at + 4, 'end', name))
+        words.append((_LEFT + width, _TOP + height + 32, 'end', self._labels[0]))
         words.append((2, 14, 'start', self._labels[1]))
         texts = ''.join(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_text(word)}</text>'
             for x, y, anchor, word in words
         )
-        total = top + height + _MARGIN['bottom']
+        total = _TOP + height + _BOTTOM
         return (
             f'<svg viewBox="0 0 {_PLOT_WIDTH} {total:.1f}" role="img" '
             f'aria-label="{_text(label)}">{texts}'
-            f'<svg x="{left}" y="{top}" width="{width:.1f}" height="{height:.1f}">'
+            f'<svg x="{_LEFT}" y="{_TOP}" width="{width:.1f}" height="{height:.1f}">'
             f'{_path("grid", "".join(grid))}{"".join(self._drawn)}</svg></svg>'
         )
 
@@ -616,24 +611,24 @@ def _ticks(low: float, span: float, *, log: bool) -> list[tuple[float, str]]:
         values = np.log10((10.0 ** decades[:, None] * factors).ravel())
         values = values[(values >= low - 1e-9) & (values <= low + span + 1e-9)]
         return [(value, f'{10**value:.6g}') for value in values]
-    base = 10 ** np.floor(np.log10(span / 5))
-    step = base * next(factor for factor in (1, 2, 5, 10) if base * factor >= span / 5)
+    base = 10 ** np.floor(np.log10(span / 6))
+    step = base * next(factor for factor in (1, 2, 5, 10) if base * factor >= span / 6)
     values = np.arange(np.ceil(low / step - 1e-9), np.floor((low + span) / step + 1e-9) + 1) * step
     return [(value, f'{value + 0.0:.10g}') for value in values]
 
 
-def _window(at: Float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Ranges of x and y that show places (n, 3) but not a few far away, and what is around."""
-    at = at[np.isfinite(at).all(axis=1), :2]
-    low, high = np.quantile(at, [0.01, 0.99], axis=0)
-    middle, span = (low + high) / 2, high - low
-    half = span / 2 + max(0.2 * float(span.max()), 1.0)
+def _window(at: Float, around: Float) -> tuple[Range, Range]:
+    """Ranges of x and y that show places (n, 3), but not a few far away, and what is around."""
+    low, high = np.quantile(at[np.isfinite(at).all(axis=1), :2], [0.01, 0.99], axis=0)
+    extent = np.ptp(np.quantile(around[:, :2], [0.05, 0.95], axis=0), axis=0)
+    margin = max(0.2 * float((high - low).max()), 0.1 * float(extent.max())) or 1.0
+    half = (high - low) / 2 + margin
     half = np.maximum(half, [half[1] / 1.1, 0.45 * half[0]])
-    x, y = np.column_stack([middle - half, middle + half]).tolist()
-    return (x[0], x[1]), (y[0], y[1])
+    x, y = zip((low + high) / 2 - half, (low + high) / 2 + half, strict=True)
+    return (float(x[0]), float(x[1])), (float(y[0]), float(y[1]))
 
 
-def _log_range(values: Float) -> tuple[float, float]:
+def _log_range(values: Float) -> Range:
     """Range of a logarithmic axis, at least one decade and at most six."""
     values = values[np.isfinite(values) & (values > 0)]
     high = 1.3 * float(values.max(initial=1e-6))
@@ -641,11 +636,11 @@ def _log_range(values: Float) -> tuple[float, float]:
     return min(low, high / 10), high
 
 
-def _cumulative(values: Float, x_range: tuple[float, float]) -> Float:
+def _cumulative(values: Float, x_range: Range) -> Float:
     """Steps of the share of values, in percent, up to each x; infinite ones count as missing."""
     found = np.sort(values[np.isfinite(values)])
     rank = np.arange(1, len(found) + 1)
-    kept = _evenly(np.arange(len(found)), _MAX_SERIES // 2)
+    kept = _evenly(np.arange(len(found)), _MAX_DOTS)
     x, share = found[kept], 100 * rank[kept] / len(values)
     steps = np.repeat(np.concatenate([[0.0], share]), 2)
     return np.column_stack([np.concatenate([x_range[:1], np.repeat(x, 2), x_range[1:]]), steps])
@@ -655,7 +650,7 @@ def _worst(x: Float, y: Float) -> Float:
     """Of a long series the row with the largest y in each interval."""
     finite = np.isfinite(y)
     x, y = x[finite], y[finite]
-    parts = np.array_split(np.arange(len(y)), min(len(y), _MAX_SERIES) or 1)
+    parts = np.array_split(np.arange(len(y)), min(len(y), _MAX_DOTS) or 1)
     rows = [part[np.argmax(y[part])] for part in parts if len(part)]
     return np.column_stack([x[rows], y[rows]])
 
@@ -726,6 +721,10 @@ def _data_uri(kind: str, picture: npt.NDArray[Any], options: list[int]) -> str:
 def _text(text: object) -> str:
     """Escape text for HTML; characters that XML cannot hold become a question mark in a box."""
     return html.escape(_NOT_XML.sub('\ufffd', str(text)))
+
+
+def _words(reason: FailureReason) -> str:
+    return reason.value.replace('_', ' ').lower()
 
 
 def _length(metres: float, run: _Run) -> str:

@@ -25,16 +25,18 @@ def pinned_torch() -> str:
     return torch
 
 
-def pip_install(*arguments: str) -> int:
+def pip_install(*arguments: str, silent: bool = False) -> int:
     """Run ``pip install`` in this environment and return its exit status."""
-    return subprocess.run([sys.executable, '-m', 'pip', 'install', *arguments]).returncode
+    command = [sys.executable, '-m', 'pip', 'install', *arguments]
+    return subprocess.run(command, capture_output=silent).returncode
 
 
 def planned_packages(requirement: str, source: list[str]) -> list[str] | None:
     """Return the names that pip would install from a source; None where it finds no answer."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / 'report.json'
-        if pip_install('--dry-run', '-qqq', '--report', str(report), *source, requirement):
+        plan_only = ['--dry-run', '--report', str(report)]
+        if pip_install(*plan_only, *source, requirement, silent=True):
             return None
         plan = json.loads(report.read_text(encoding='utf-8'))
     return [item['metadata']['name'] for item in plan['install']]

@@ -95,7 +95,8 @@ def test_torch_with_cuda_is_refused(tmp_path: Path) -> None:
     write_wheel(plain, 'nvidia-cublas', '1.0', 'py3-none-any')
     run = install_torch(tmp_path, UNREACHABLE, plain.as_uri())
     assert run.returncode == 1
-    assert re.search('no torch==9.8.7 without CUDA: .* would bring nvidia-cublas;', run.stderr)
+    said = 'no torch==9.8.7 without CUDA: .* would bring nvidia-cublas; .* by hand\n'
+    assert re.fullmatch(said, run.stdout + run.stderr)
     assert installed(tmp_path) == []
 
 

@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from feat_ros.cli import demo, localize, maps
+from feat_ros.cli import demo, localize, maps, town
 from feat_ros.cli.common import close_bars, write_output
 from feat_ros.errors import FeatRosError
 
@@ -22,7 +22,8 @@ _DESCRIPTION = """Where is this camera in the map that was built before?
   feat_ros evaluate     poses against ground truth
   feat_ros extract      look at the features of an image
   feat_ros bench        how fast, against a named baseline in the same run
-  feat_ros demo         all of it once, on photographs
+  feat_ros town         drives through a made-up town, to try things on
+  feat_ros demo         all of it once, in that town
 
 "feat_ros COMMAND --help" explains each with an example."""
 
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
-    for module in (maps, localize, demo):
+    for module in (maps, localize, town, demo):
         module.add_parser(commands)
     return parser
 

@@ -47,13 +47,18 @@ class SiftExtractor:
 
     def __init__(self, config: SiftConfig) -> None:
         self.config = config
-        self._sift = cv2.SIFT_create(
-            nfeatures=config.max_keypoints,
-            contrastThreshold=config.contrast_threshold,
-            edgeThreshold=config.edge_threshold,
-            # Without it positions are biased by a quarter of a pixel.
-            enable_precise_upscale=True,
-        )
+        options = {
+            'nfeatures': config.max_keypoints,
+            'contrastThreshold': config.contrast_threshold,
+            'edgeThreshold': config.edge_threshold,
+        }
+        # What is added to OpenCV's positions, whose pixel centres are at whole numbers.
+        self._offset = np.float32(0.5)
+        try:
+            self._sift = cv2.SIFT_create(**options, enable_precise_upscale=True)
+        except cv2.error:
+            # Before OpenCV 4.8 every position is a quarter of a pixel too far right and down.
+            self._sift, self._offset = cv2.SIFT_create(**options), np.float32(0.25)
 
     def __call__(self, image_rgb: Image) -> Features:
         """Extract RootSIFT of an RGB (H, W, 3) uint8 image.
@@ -78,7 +83,7 @@ class SiftExtractor:
         descriptors = np.maximum(sift[order], 0).astype(np.float32)
         descriptors /= np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12)
         return Features(
-            keypoints=(positions + 0.5) * to_original,
+            keypoints=(positions + self._offset) * to_original,
             scores=response[order],
             descriptors=np.sqrt(descriptors),
             stability=np.ones(len(order), np.float32),

@@ -123,7 +123,7 @@ def _paint_wall(house: House, openings: list[Opening]) -> Picture:
     paint.grain(rng, picture, 2.2)
     paint.relief(picture, 0.25)
     shade = np.linspace(1.03, 0.8, h, dtype=np.float32)[:, None, None]
-    return np.asarray(picture * np.minimum(shade, 1.0), np.float32)
+    return paint.fade(picture * np.minimum(shade, np.float32(1.0)), m)
 
 
 def _base_course(house: House, picture: Picture) -> None:

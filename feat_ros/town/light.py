@@ -24,12 +24,21 @@ SKY_SIZE = 1024
 SKY_REACH = 1.15
 
 
+# Of each weather, haze_m and veil of its light.
+_AIR = {
+    'clear': (1500.0, 0.02),
+    'haze': (43.0, 0.3),
+    'overcast': (700.0, 0.1),
+    'rain': (220.0, 0.2),
+}
+
+
 @dataclass(frozen=True)
 class Condition(Config):
     """What the world and the camera's exposure are like during a drive."""
 
     time: str = option('day', 'time of day', choices=('day', 'dusk', 'night'))
-    weather: str = option('clear', 'weather', choices=('clear', 'overcast', 'rain'))
+    weather: str = option('clear', 'weather', choices=('clear', 'haze', 'overcast', 'rain'))
     has_leaves: bool = option(True, 'whether trees have leaves')
     is_wet: bool = option(False, 'whether the ground mirrors')
     exposure_ev: float = option(0.0, 'stops above the right exposure', minimum=-8.0, maximum=8.0)
@@ -38,7 +47,8 @@ class Condition(Config):
 
 
 CONDITIONS: dict[str, Condition] = {
-    'day': Condition(),
+    'day': Condition(weather='haze'),
+    'clear day': Condition(),
     'overcast': Condition(weather='overcast'),
     'winter': Condition(weather='overcast', has_leaves=False),
     'rain': Condition(weather='rain', is_wet=True),
@@ -56,6 +66,7 @@ class Light:
     :ivar sun: (3,) on a surface that faces the sun, with sky (from above) and bounce (from below).
     :ivar lamp: strength of street lamps; glow of windows and signs likewise.
     :ivar haze_m: distance at which half of what is seen is haze.
+    :ivar veil: share of the light in a picture that lens and windscreen strew all over it.
     :ivar electrons: how many a saturated pixel holds: the fewer, the noisier.
     :ivar sky_picture: (SKY_SIZE, SKY_SIZE, 3) float32.
     """
@@ -68,6 +79,7 @@ class Light:
     glow: float
     haze: Float
     haze_m: float
+    veil: float
     electrons: float
     sky_picture: Float32
 
@@ -84,7 +96,7 @@ def make_light(condition: Condition, day: int) -> Light:
             np.sin(elevation),
         ]
     )
-    is_clear = condition.weather == 'clear'
+    is_clear = condition.weather in ('clear', 'haze')
     if condition.time == 'day':
         sun = np.array([1.0, 0.93, 0.8]) * (2.3 if is_clear else 0.0)
         sky = np.array([0.5, 0.56, 0.68]) if is_clear else np.array([0.98, 1.02, 1.08])
@@ -100,8 +112,8 @@ def make_light(condition: Condition, day: int) -> Light:
         lamp, glow, electrons = 1.0, 1.0, 700.0
     bounce = (sky * 0.45 + sun * 0.22) * [1.0, 0.96, 0.9]
     picture, haze = _sky(condition, rng, to_sun, sky)
-    haze_m = {'clear': 1500.0, 'overcast': 700.0, 'rain': 220.0}[condition.weather]
-    return Light(to_sun, sun, sky, bounce, lamp, glow, haze, haze_m, electrons, picture)
+    haze_m, veil = _AIR[condition.weather]
+    return Light(to_sun, sun, sky, bounce, lamp, glow, haze, haze_m, veil, electrons, picture)
 
 
 def _sky(
@@ -121,10 +133,10 @@ def _sky(
         top, low = np.array([0.004, 0.006, 0.014]), np.array([0.035, 0.027, 0.022])
     sky = low + (top - low) * up**0.5
     cosine = np.clip(direction @ to_sun, 0, 1)[..., None]
-    if condition.weather == 'clear':
+    if condition.weather in ('clear', 'haze'):
         tint = np.array([1.0, 0.86, 0.66]) * (1.0 if condition.time != 'night' else 0.0)
         sky = sky + tint * (cosine**64 * 0.5 + (cosine > np.cos(np.radians(0.5))) * 25)
-    cover = {'clear': 0.45, 'overcast': -0.9, 'rain': -1.2}[condition.weather]
+    cover = {'clear': 0.45, 'haze': 0.45, 'overcast': -0.9, 'rain': -1.2}[condition.weather]
     field = paint.noise(rng, SKY_SIZE, SKY_SIZE, 300, 8)
     # Clouds lie on a level sheet: they crowd together toward the horizon.
     reach = 0.3 / (np.clip(z, 0.0, 1) + 0.16)
@@ -139,11 +151,12 @@ def _sky(
     )
     amount = (np.clip((clouds - cover) * 1.6, 0, 1) * np.clip(z * 8, 0, 1))[..., None]
     shade = np.clip(1.05 - 0.3 * (clouds - cover), 0.55, 1.05)[..., None]
-    white = ambient * (0.95 if condition.weather != 'clear' else 1.6) * shade
+    is_grey = condition.weather in ('overcast', 'rain')
+    white = ambient * (0.95 if is_grey else 1.6) * shade
     if condition.time == 'dusk':
         white = np.array([0.42, 0.3, 0.34]) * shade + np.array([0.4, 0.2, 0.1]) * cosine**2
     sky = sky * (1 - amount) + white * amount
-    if condition.weather != 'clear':
+    if is_grey:
         grey = ambient * 0.92
         sky = sky * 0.45 + grey * 0.55 if condition.time != 'night' else sky
     haze = sky[np.abs(z - 0.03) < 0.03].mean(axis=0)

@@ -18,6 +18,8 @@ Picture = npt.NDArray[np.float32]
 Rng = np.random.Generator
 Rgb = Sequence[float] | npt.NDArray[Any]
 
+# Contrast that sun and rain leave of what a material had when new.
+_FADED = np.float32(0.4)
 _FONTS = (
     cv2.FONT_HERSHEY_SIMPLEX,
     cv2.FONT_HERSHEY_DUPLEX,
@@ -63,6 +65,13 @@ def grain(rng: Rng, picture: Picture, amount: float) -> None:
     fine = rng.standard_normal((height, width), np.float32)
     coarse = cv2.GaussianBlur(rng.standard_normal((height, width), np.float32), (0, 0), 1.5) * 4
     picture += (np.float32(amount) * (fine + coarse))[..., None]
+
+
+def fade(picture: Picture, texel_m: float) -> Picture:
+    """Let materials differ from the square metre around them as little as weathered ones do."""
+    side = max(3, round(1.0 / texel_m))
+    around = cv2.blur(picture, (side, side))
+    return np.asarray(around + _FADED * (picture - around), np.float32)
 
 
 def to_uint8(picture: Picture) -> npt.NDArray[np.uint8]:

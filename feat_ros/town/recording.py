@@ -15,15 +15,19 @@ from feat_ros.image import write_png
 from feat_ros.sfm_map import partial_path, publish, write_text, writing
 from feat_ros.town.rendering import Frame, render
 from feat_ros.town.world import Scene
+from feat_ros.types import Progress
 
 
-def frames(scene: Scene, camera: Camera) -> Iterator[tuple[float, Frame]]:
+def frames(
+    scene: Scene, camera: Camera, progress: Progress | None = None
+) -> Iterator[tuple[float, Frame]]:
     """Render a scene's drive: time in seconds and frame.
 
     The noise of a frame depends on town, day and frame number only.
     """
     drive, street_m = scene.drive, scene.town.length_m
-    for number, time_s in enumerate(drive.times_s()):
+    numbered = list(enumerate(drive.times_s()))
+    for number, time_s in progress(numbered, 'render') if progress else numbered:
         rng = scene.town.rng(40, drive.day, number)
         cam_from_map = drive.cam_from_map(float(time_s), street_m)
         velocity = (drive.direction * drive.speed_mps, 0.0, 0.0)
@@ -32,7 +36,12 @@ def frames(scene: Scene, camera: Camera) -> Iterator[tuple[float, Frame]]:
 
 
 def write_drive(
-    folder: str | Path, scene: Scene, camera: Camera, *, has_truth: bool = False
+    folder: str | Path,
+    scene: Scene,
+    camera: Camera,
+    *,
+    has_truth: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """Write ``images/``, ``sparse/`` (COLMAP text model without points) and ``times.txt``.
 
@@ -49,7 +58,7 @@ def write_drive(
         for name in ('images', 'sparse', *(['truth'] if has_truth else [])):
             (partial / name).mkdir(parents=True, exist_ok=True)
     poses, times = [], []
-    for number, (time_s, frame) in enumerate(frames(scene, camera), start=1):
+    for number, (time_s, frame) in enumerate(frames(scene, camera, progress), start=1):
         name = f'{number - 1:06d}.png'
         write_png(partial / 'images' / name, frame.image)
         x, y, z, w = frame.cam_from_map.quat_xyzw.tolist()

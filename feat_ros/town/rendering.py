@@ -26,8 +26,8 @@ Float32 = npt.NDArray[np.float32]
 
 # Samples a pixel along each axis.
 _SUPER = 2
-# Standard deviation, in samples, of the blur that any lens has.
-_LENS_BLUR = 0.8
+# Standard deviation, in samples, of the blur of a small lens.
+_LENS_BLUR = 1.44
 # A single plane serves up to this angle off the axis; beyond it, the faces of a cube.
 _PLANE_ANGLE = np.radians(62.0)
 _BLUR_TAPS = 7
@@ -94,7 +94,7 @@ def render(
     light, quad = lens.gather(parts)
     chosen = _majority(quad)
     depth = _depth(mesh, chosen, lens.rays, cam_from_map)
-    light = cv2.GaussianBlur(light, (5, 5), _LENS_BLUR, borderType=cv2.BORDER_REPLICATE)
+    light = cv2.GaussianBlur(light, (9, 9), _LENS_BLUR, borderType=cv2.BORDER_REPLICATE)
     radiance = cv2.resize(light, camera.size_wh, interpolation=cv2.INTER_AREA)
     if scene.condition.shutter_s > 0:
         step = np.asarray(velocity, float) * scene.condition.shutter_s
@@ -483,7 +483,9 @@ def _blur(
 
 
 def _expose(radiance: Float32, scene: Scene, rng: np.random.Generator) -> Image:
-    """Bloom, exposure, photon and read noise, and the camera's tone curve."""
+    """Veil, bloom, exposure, photon and read noise, and the camera's tone curve."""
+    veil = np.float32(scene.light.veil)
+    radiance = radiance + veil * (radiance.mean(axis=(0, 1)) - radiance)
     if scene.light.lamp > 0:
         small = cv2.resize(radiance, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
         over = cv2.GaussianBlur(np.clip(small - 0.8, 0, 6), (0, 0), 5)

@@ -50,7 +50,7 @@ def _asphalt(rng: Rng, h: int, w: int, m: float) -> Picture:
         layer = picture.copy()
         cv2.ellipse(layer, centre, size, float(rng.uniform(0, 180)), 0, 360, (58, 57, 58), -1)
         picture += (layer - picture) * np.float32(rng.uniform(0.2, 0.7))
-    return picture
+    return paint.fade(picture, m)
 
 
 def _stripe(rng: Rng, picture: Picture, m: float, area: Sequence[float]) -> None:

@@ -69,7 +69,7 @@ def _paint_opening(house: House, o: Opening) -> npt.NDArray[np.float32]:
         light = rng.uniform(90, 255)
     glow = np.full((h, w), light, np.float32)
     _frame(house, picture, glow, o.kind, m)
-    return np.dstack([picture, glow])
+    return np.dstack([paint.fade(picture, m), glow])
 
 
 def _curtains(rng: Rng, picture: Picture) -> None:

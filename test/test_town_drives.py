@@ -1,0 +1,177 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Drives as bags, the command that writes them, and the map that is made of one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feat_ros.bags import Bag
+from feat_ros.camera import Camera
+from feat_ros.cli import main
+from feat_ros.colmap_files import read_colmap_model
+from feat_ros.errors import DataError
+from feat_ros.geometry import Rigid3d, rotation_angle_deg
+from feat_ros.sfm_map import read_manifest
+from feat_ros.town import bag, CONDITIONS, Drive, frames, Scene, Town
+from feat_ros.town.course import CAMERA, drive, DRIVES, STREET_M
+from feat_ros.town.small_map import build_small_map
+
+SHIPPED = Path(__file__).parents[1] / 'maps' / 'town_small'
+CAMERAS = {
+    'pinhole': Camera('PINHOLE', 160, 120, (110, 111, 80, 60)),
+    'plumb bob': Camera('OPENCV', 160, 120, (110, 111, 81, 59, -0.28, 0.09, 0.0005, -0.0003)),
+    'rational': Camera(
+        'FULL_OPENCV', 160, 120,
+        (110, 111, 81, 59, -0.2, 0.05, 0.0005, -0.0003, 0.01, 0.02, 0.01, 0.002),
+    ),
+    'fisheye': Camera('OPENCV_FISHEYE', 160, 150, (54, 54, 80, 75, -0.006, 0.04, -0.037, 0.006)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def town() -> Town:
+    return Town(5, 40.0, 0.05)
+
+
+@pytest.fixture(scope='module')
+def scene(town: Town) -> Scene:
+    return town.scene(Drive(day=2, length_m=2.0, speed_mps=4.0, camera_yaw_deg=20.0))
+
+
+@pytest.mark.parametrize('name', CAMERAS)
+def test_drive_is_read_back_from_its_bag(scene: Scene, tmp_path: Path, name: str) -> None:
+    camera = CAMERAS[name]
+    path = bag.write_drive_bag(tmp_path / 'drive', scene, camera)
+    with Bag(path) as reader:
+        read, frame_id = reader.camera_info(bag.INFO_TOPIC)
+        images = list(reader.images(bag.IMAGE_TOPIC))
+        truth, odometry = (reader.poses(topic) for topic in (bag.TRUTH_TOPIC, bag.ODOMETRY_TOPIC))
+        tree = reader.transforms()
+    rays = np.random.default_rng(0).normal([0, 0, 2], [0.4, 0.4, 0.1], (50, 3))
+    assert np.allclose(read.project(rays), camera.project(rays), atol=1e-9, equal_nan=True)
+    assert read.size_wh == camera.size_wh and frame_id == bag.CAMERA_FRAME
+    rendered = list(frames(scene, camera))
+    assert len(images) == len(rendered) == 6
+    assert (truth.parent_frame, truth.child_frame) == ('map', bag.BASE_FRAME)
+    assert (odometry.parent_frame, odometry.child_frame) == ('odom', bag.BASE_FRAME)
+    for image, (time_s, frame) in zip(images, rendered, strict=True):
+        assert image.stamp_ns == bag.start_ns(scene.drive) + round(time_s * 1e9)
+        difference = image.decode().astype(float) - frame.image
+        assert np.abs(difference).mean() < 6
+        # The truth and the tree of frames together give the pose the image was rendered with.
+        cam_from_base = tree.lookup(bag.CAMERA_FRAME, bag.BASE_FRAME, image.stamp_ns)
+        map_from_base = truth.trajectory.pose_at(image.stamp_ns, 0)
+        assert map_from_base is not None
+        cam_from_map = cam_from_base @ map_from_base.inverse()
+        assert np.allclose(cam_from_map.rotation, frame.cam_from_map.rotation)
+        assert np.allclose(cam_from_map.translation, frame.cam_from_map.translation)
+        # TF and the odometry topic say the same.
+        odom_from_base = odometry.trajectory.pose_at(image.stamp_ns, 0)
+        assert odom_from_base is not None
+        moved = tree.lookup('odom', bag.BASE_FRAME, image.stamp_ns)
+        assert np.allclose(moved.translation, odom_from_base.translation)
+
+
+def test_base_is_on_the_ground_below_and_behind_the_camera() -> None:
+    for direction in (1, -1):
+        run = Drive(direction=direction, camera_height_m=1.4, camera_yaw_deg=90.0)
+        map_from_base = run.cam_from_map(1.0, 50.0).inverse() @ bag.base_from_cam(run).inverse()
+        assert abs(map_from_base.translation[2]) < 0.05
+        ahead = map_from_base.rotation[:, 0]
+        assert ahead[0] * direction > 0.99
+
+
+def test_odometry_drifts_by_about_one_percent() -> None:
+    truth = [Rigid3d(np.eye(3), np.array([0.16 * k, 0, 0])) for k in range(626)]
+    lengths, ends, turns = [], [], []
+    for seed in range(30):
+        odom = bag.odometry(truth, np.random.default_rng(seed))
+        steps = [a.inverse() @ b for a, b in pairwise(odom)]
+        lengths.append(sum(np.linalg.norm(step.translation) for step in steps))
+        ends.append(np.linalg.norm(odom[-1].translation - truth[-1].translation))
+        turns.append(float(rotation_angle_deg(odom[-1].rotation, truth[-1].rotation)))
+        # A step is nearly right: it is their sum that is not.
+        assert max(np.linalg.norm(s.translation - [0.16, 0, 0]) for s in steps) < 0.03
+    assert 0.5 < np.sqrt(np.mean(np.square(ends))) < 2.0
+    assert 0.5 < np.sqrt(np.mean(np.square(turns))) < 2.0
+    assert len(set(ends)) == 30
+
+
+def test_bag_is_not_written_over_anything(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / 'drive').mkdir()
+    with pytest.raises(DataError, match='choose another name'):
+        bag.write_drive_bag(tmp_path / 'drive', scene, CAMERAS['pinhole'])
+
+
+@pytest.mark.parametrize('seed', [1, 2, 3])
+def test_drive_b_is_in_another_lane_on_another_day(seed: int) -> None:
+    first, second = (
+        np.array([run.cam_from_map(float(t), STREET_M).inverse().translation for t in times])
+        for run, times in (
+            (DRIVES[name], np.linspace(0, DRIVES[name].times_s()[-1], 200)) for name in 'AB'
+        )
+    )
+    beside = np.abs(np.interp(second[:, 0], first[:, 0], first[:, 1]) - second[:, 1])
+    assert beside.min() >= 1.5
+    town = Town(seed, STREET_M, 0.1)
+    parked = [town.scene(drive(name, 'day')).parked for name in 'AB']
+    there = parked[0] >= 0
+    assert there.sum() >= 4
+    assert np.mean(parked[0][there] != parked[1][there]) >= 0.3
+
+
+def test_command_writes_images_for_a_map(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, figures = tmp_path / 'drive', tmp_path / 'figures.json'
+    words = ['--length', '40', '--camera', 'PINHOLE 96 64 60 60 48 32', '--truth']
+    changes = ['--set', 'length_m=1.6', '--set', 'condition.exposure_ev=1', '--json', str(figures)]
+    code = main(
+        ['town', '--out', str(out), '--seed', '3', '--condition', 'dusk', *words, *changes]
+    )
+    assert code == 0
+    assert '2 images of town 3, drive A' in capsys.readouterr().out
+    assert len(read_colmap_model(out / 'sparse')) == 2
+    assert len(list((out / 'truth').iterdir())) == 2
+    written = json.loads(figures.read_text())['drive']
+    wanted = replace(DRIVES['A'], length_m=1.6)
+    assert written['lane_offset_m'] == wanted.lane_offset_m and written['length_m'] == 1.6
+    assert written['condition'] == vars(replace(CONDITIONS['dusk'], exposure_ev=1.0))
+
+
+def test_command_writes_a_bag(tmp_path: Path) -> None:
+    words = ['--length', '40', '--camera', 'PINHOLE 96 64 60 60 48 32', '--set', 'length_m=1.6']
+    code = main(['town', '--out', str(tmp_path / 'b'), '--drive', 'B', '--bag', *words])
+    assert code == 0
+    with Bag(tmp_path / 'b') as reader:
+        assert len(list(reader.images(bag.IMAGE_TOPIC))) == 3
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--bag', '--truth'], 'leave out --truth'),
+        (['--length', '5'], 'choose 40 to 400'),
+        (['--set', 'lane=1'], "no option 'lane'"),
+        (['--set', 'condition.time=noon'], 'choose one of day, dusk, night'),
+        (['--camera', 'PINHOLE 96 64'], 'PINHOLE'),
+    ],
+)
+def test_command_refuses_what_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(['town', '--out', str(tmp_path / 'd'), *words]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob('*') if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
