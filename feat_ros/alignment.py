@@ -21,7 +21,7 @@ import numpy.typing as npt
 from feat_ros import config
 from feat_ros.camera import Camera
 from feat_ros.errors import DataError, MapError
-from feat_ros.geometry import Rigid3d, Sim3d, umeyama
+from feat_ros.geometry import Rigid3d, Sim3d, so3_log, umeyama
 from feat_ros.sfm_map import (
     CheckedArray,
     PoseNoise,
@@ -38,9 +38,10 @@ Float = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Fit = Callable[[npt.NDArray[np.intp]], Sim3d]
 
-# What the orientations weigh beside the positions: they decide where the positions spread less
-# than a tenth as wide across as along.
-_ORIENTATION_WEIGHT = 1e-2
+# What positions, as a share of their spread, and orientations are trusted to before anything is
+# known of them; from so many poses on their variances are estimated, in so many rounds.
+_POSITION_SHARE, _ORIENTATION_RAD = 0.01, 0.02
+_ENOUGH_POSES, _VARIANCE_ROUNDS = 5, 10
 # Positions that spread less than this share across their longest extent are on a line.
 _LINE_SHARE = 1e-4
 _MAX_SAMPLES = 500
@@ -158,25 +159,35 @@ def similarity_from_poses(
     """Least-squares similarity ``new_from_old`` of poses of the same cameras, at least two.
 
     Umeyama's rotation (:func:`feat_ros.geometry.umeyama`) from the sum of two correlation
-    matrices: of the centres, and, with a small weight, of the orientations. It is defined for
-    cameras on a line too.
+    matrices: of the centres and of the orientations, each divided by its variance. Those are
+    estimated from the residuals where there are poses enough. It is defined for cameras on a
+    line, and right for cameras that turn more than they move.
 
-    :raises ValueError: all centres at one place.
+    :raises ValueError: all centres at one place, or they contradict the orientations.
     """
     x, y = (np.stack([p.translation for p in poses]) for poses in (old_from_cam, new_from_cam))
-    xc, yc = x - x.mean(axis=0), y - y.mean(axis=0)
+    turns = np.stack(
+        [new.rotation @ old.rotation.T
+         for old, new in zip(old_from_cam, new_from_cam, strict=True)]
+    )  # fmt: skip
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    xc, yc = x - x_mean, y - y_mean
     size = float(np.linalg.norm(xc)), float(np.linalg.norm(yc))
     if min(size) < 1e-12:
         raise ValueError('all centres are at one place')
-    turned = sum(
-        new.rotation @ old.rotation.T for old, new in zip(old_from_cam, new_from_cam, strict=True)
-    )
-    correlation = yc.T @ xc / (size[0] * size[1])
-    rotation = _nearest_rotation(correlation + _ORIENTATION_WEIGHT * turned / len(x))
-    scale = float(np.sum(yc * (xc @ rotation.T))) / size[0] ** 2
+    least_position = _POSITION_SHARE * size[1] / np.sqrt(len(x))
+    position, orientation = least_position, _ORIENTATION_RAD
+    for _ in range(_VARIANCE_ROUNDS if len(x) >= _ENOUGH_POSES else 1):
+        correlation = yc.T @ xc * (size[1] / size[0] / position**2)
+        rotation = _nearest_rotation(correlation + turns.sum(axis=0) / orientation**2)
+        scale = float(np.sum(yc * (xc @ rotation.T))) / size[0] ** 2
+        apart = yc - scale * xc @ rotation.T
+        turned = so3_log(turns @ rotation.T)
+        position = max(float(np.sqrt(np.mean(apart**2))), 1e-3 * least_position)
+        orientation = max(float(np.sqrt(np.mean(turned**2))), 1e-3 * _ORIENTATION_RAD)
     if scale <= 0:
         raise ValueError('the centres contradict the orientations')
-    return Sim3d(scale, rotation, y.mean(axis=0) - scale * rotation @ x.mean(axis=0))
+    return Sim3d(scale, rotation, y_mean - scale * rotation @ x_mean)
 
 
 def _nearest_rotation(matrix: Float) -> Float:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images, with poses or without, become a map folder.
 
-extract -> (poses, where they are unknown or rough) -> pairs -> mutual nearest neighbours -> verification by the poses -> triangulation
-(pycolmap) -> points with descriptors and covariance -> how well the poses agree.
+extract -> poses, where they are unknown or rough -> pairs -> mutual nearest neighbours ->
+verification by the poses -> triangulation (pycolmap) -> points with descriptors and covariance
+-> how well the poses agree.
 Everything is put together in ``MAP.partial``; a build that was killed resumes from there.
 """
 

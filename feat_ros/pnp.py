@@ -125,7 +125,7 @@ def refine_pose(
         if len(inliers) < _MIN_POINTS:
             return None
         arm = observations.points[inliers] - cam_from_map.inverse().translation
-        design = (whitener[inliers] @ _pixel_by_pose(slope[inliers], arm)).reshape(-1, 6)
+        design = _design(whitener[inliers], slope[inliers], arm)
         information, gradient = design.T @ design, design.T @ whitened[inliers].reshape(-1)
         damped = information + damping * np.diag(np.diag(information) + 1e-12)
         step = -np.linalg.solve(damped, gradient)
@@ -173,13 +173,14 @@ def _project(observations: Observations, cam_from_map: Rigid3d) -> tuple[Float, 
     return error, slope
 
 
-def _pixel_by_pose(slope: Float, arm: Float) -> Float:
-    """Return d pixel / d pose (N, 2, 6) of slopes (N, 2, 3) and arms x_map - c (N, 3).
+def _design(whitener: Float, slope: Float, arm: Float) -> Float:
+    """Return d whitened / d pose (2N, 6) of slopes (N, 2, 3) and arms x_map - c (N, 3).
 
     The pose's six parameters are those of its covariance: the camera's centre c and a rotation
     about the map's axes, ``x_cam = R (x_map - c)``, so d x_cam = R (-dc + (x_map - c) x d_theta).
     """
-    return np.concatenate([-slope, slope @ skew(arm)], axis=2)
+    pixel_by_pose = np.concatenate([-slope, slope @ skew(arm)], axis=2)
+    return np.asarray((whitener @ pixel_by_pose).reshape(-1, 6))
 
 
 def _whiten(whitener: Float, error: Float, config: PnpConfig) -> tuple[Float, Float]:

@@ -10,10 +10,10 @@ where the given poses are.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import shutil
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,7 +166,7 @@ def verify_two_views(
     out = {}
     for (i, j), rows in folder.match(features, pairs, progress):
         pixels = [features[i].keypoints[rows[:, 0]], features[j].keypoints[rows[:, 1]]]
-        fits = _fit_essential_matrix(images[i].camera, images[j].camera, *pixels, options)
+        fits = _fit_essential_matrix(images[i].camera, images[j].camera, pixels, options)
         if fits.sum() < max(options.min_matches, _chance_matches(len(rows), images[j], options)):
             continue
         geometry = pycolmap.estimate_two_view_geometry(
@@ -180,12 +180,12 @@ def verify_two_views(
 
 
 def _fit_essential_matrix(
-    camera_a: Camera, camera_b: Camera, pixels_a: Any, pixels_b: Any, options: ReconstructionConfig
+    camera_a: Camera, camera_b: Camera, pixels: list[Any], options: ReconstructionConfig
 ) -> npt.NDArray[np.bool_]:
     """Which matches (M,) fit the essential matrix that most of them fit."""
     rays = [
-        camera.unproject(pixels.astype(float))
-        for camera, pixels in ((camera_a, pixels_a), (camera_b, pixels_b))
+        camera.unproject(at.astype(float))
+        for camera, at in zip((camera_a, camera_b), pixels, strict=True)
     ]
     with np.errstate(divide='ignore', invalid='ignore'):
         planes = [ray[:, :2] / ray[:, 2:] for ray in rays]
@@ -226,8 +226,6 @@ def _run_mapper(
     progress: Progress,
 ) -> Any:
     """Return the largest of pycolmap's reconstructions; its image ids are ours plus one."""
-    import pycolmap
-
     path = work / 'sfm.db'
     with new_database(path, pycolmap_model(images, features), features) as database:
         for (i, j), geometry in geometries.items():

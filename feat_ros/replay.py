@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from feat_ros import config
 from feat_ros.bags import Bag, StampedImage, StampedPoses, TransformBuffer

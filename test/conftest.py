@@ -155,6 +155,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 @pytest.fixture(scope='session')
 def room_map(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> SfmMap:
     """Return the map of the room; tests that change it copy it first."""
+    pytest.importorskip('pycolmap')
     out = tmp_path_factory.mktemp('maps') / 'room'
     return build_map(out, scene.folder, scene.images, create_extractor('sift', max_keypoints=600))
 

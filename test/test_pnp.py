@@ -83,7 +83,7 @@ def simulate(
 
 def _seen(rng: np.random.Generator, camera: Camera, count: int) -> tuple[Float, Float]:
     """Random pixels that have a ray, and the rays."""
-    pixels = rng.uniform(0, camera.size_wh, (20 * count, 2))
+    pixels = rng.uniform(0, camera.size_wh, (2 * count + 20, 2))
     rays = camera.unproject(pixels)
     # The corners of a fisheye's image see nothing.
     good = np.flatnonzero(np.isfinite(rays).all(axis=1) & (rays[:, 2] > np.cos(np.radians(110))))
@@ -354,6 +354,27 @@ def test_all_matches_at_one_place_have_no_pose() -> None:
     _, observations = simulate(np.random.default_rng(8), DISTORTED, 30)
     same = observations.take(np.zeros(30, np.intp))
     assert solve_pnp(same, PnpConfig()) is None
+
+
+def test_points_on_one_line_do_not_fix_a_pose() -> None:
+    """The camera may turn about the line."""
+    rng = np.random.default_rng(12)
+    truth, observations = simulate(rng, DISTORTED, 30, point_sigma=0)
+    middle = np.array([0.0, 0.0, 6.0])
+    on_line = truth.inverse().apply(middle + rng.uniform(-2, 2, (30, 1)) * np.array([1, 0.5, 0.2]))
+    pixels = DISTORTED.project(truth.apply(on_line))
+    line = replace(observations, points=on_line, pixels=pixels)
+    assert refine_pose(line, truth, PnpConfig()) is None
+    assert solve_pnp(line, PnpConfig()) is None
+
+
+def test_too_few_of_the_near_matches_agree() -> None:
+    """Two exact keypoints, three that are far off in terms of what they promise."""
+    truth, observations = simulate(np.random.default_rng(13), DISTORTED, 5, point_sigma=0)
+    pixels = DISTORTED.project(truth.apply(observations.points))
+    pixels[2:] += 4
+    promised = replace(observations, pixels=pixels, pixel_sigma=np.full(5, 0.1))
+    assert refine_pose(promised, truth, PnpConfig()) is None
 
 
 def test_no_pose_far_from_where_any_match_agrees() -> None:

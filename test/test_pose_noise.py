@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,10 @@ def test_tails_alone_are_no_noise() -> None:
 
 # ---------------------------------------------------------------- images left out
 
+needs_pycolmap = pytest.mark.skipif(
+    find_spec('pycolmap') is None, reason='pycolmap, which triangulates, is not installed'
+)
+
 
 def simulate(seed: int, jitter_m: float, jitter_rad: float) -> tuple[
     list[PosedImage], list[Features], dict[tuple[int, int], npt.NDArray[np.int64]]
@@ -160,6 +165,7 @@ def check(
     return result, structure
 
 
+@needs_pycolmap
 def test_exact_poses_have_no_noise(tmp_path: Path) -> None:
     result, structure = check(tmp_path, 0.0, 0.0)
     assert structure.noise_scale == pytest.approx(1, abs=0.1)
@@ -170,6 +176,7 @@ def test_exact_poses_have_no_noise(tmp_path: Path) -> None:
     assert result.summary['share_inside_95'] >= 0.9
 
 
+@needs_pycolmap
 @pytest.mark.parametrize('jitter', [(0.012, 0.002), (0.03, 0.004)])
 def test_the_jitter_of_poses_is_found(tmp_path: Path, jitter: tuple[float, float]) -> None:
     """A little more than the jitter, since that of the others bends the points too."""
@@ -180,6 +187,7 @@ def test_the_jitter_of_poses_is_found(tmp_path: Path, jitter: tuple[float, float
     assert result.summary['share_inside_95'] >= 0.85
 
 
+@needs_pycolmap
 def test_at_most_so_many_images_are_left_out(tmp_path: Path) -> None:
     few, _ = check(tmp_path, 0.0, 0.0, max_images=5)
     assert few.summary['num_localized'] == 5
@@ -189,6 +197,7 @@ def test_at_most_so_many_images_are_left_out(tmp_path: Path) -> None:
     assert none.summary['share_inside_95'] is None
 
 
+@needs_pycolmap
 def test_images_that_see_nothing_count_as_failures(tmp_path: Path) -> None:
     """Most of them: then no median is finite."""
     images, features, matches = simulate(7, 0.0, 0.0)
@@ -206,6 +215,7 @@ def test_images_that_see_nothing_count_as_failures(tmp_path: Path) -> None:
     assert result.summary['median_rotation_error_deg'] is None
 
 
+@needs_pycolmap
 def test_points_are_placed_as_exactly_as_their_covariance_says(tmp_path: Path) -> None:
     """Without jitter a point's error is 3 in squared standard deviations."""
     images, features, matches = simulate(8, 0.0, 0.0)

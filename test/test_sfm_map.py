@@ -114,10 +114,10 @@ def test_segments_are_numbered_through(tmp_path: Path) -> None:
 
 def test_matching_reads_descriptors_by_slices(tmp_path: Path) -> None:
     """Those of two segments in any order, as if they were in memory."""
-    segments = [random_segment(1, 700), random_segment(2, 900)]
+    segments = [random_segment(1, 1700), random_segment(2, 900)]
     sfm_map = SfmMap(write_map(tmp_path / 'map', segments))
-    ids = np.random.default_rng(1).permutation(1600)[:1300]
-    stored = np.concatenate([sfm_map.descriptors(np.arange(1600))[:]])[ids]
+    ids = np.random.default_rng(1).permutation(2600)[:2300]
+    stored = sfm_map.descriptors(np.arange(2600))[:][ids]
     query = random_segment(3, 200).point_descriptors
     expected, scores = mutual_nearest(query, stored)
     matches, lazy_scores = mutual_nearest(query, sfm_map.descriptors(ids))

@@ -356,7 +356,7 @@ def test_conditions_look_as_they_should(shoot: Shoot) -> None:
         / np.percentile(frame.image[frame.class_id == CLASS_ID['building']], 99)
         for frame in (day, night)
     ]
-    assert ratio[1] > 1.3 * ratio[0]
+    assert ratio[1] > 1.2 * ratio[0]
     bare, leafy = taken('winter'), taken('overcast')
     is_tree = [np.mean(frame.class_id == CLASS_ID['tree']) for frame in (bare, leafy)]
     assert 0 < is_tree[0] < is_tree[1]

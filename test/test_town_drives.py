@@ -151,14 +151,15 @@ def test_command_writes_a_bag(tmp_path: Path) -> None:
     code = main(['town', '--out', str(tmp_path / 'b'), '--drive', 'B', '--bag', *words])
     assert code == 0
     with Bag(tmp_path / 'b') as reader:
-        assert len(list(reader.images(bag.IMAGE_TOPIC))) == 3
+        assert len(list(reader.images(bag.IMAGE_TOPIC))) == 2
 
 
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
         (['--bag', '--truth'], 'leave out --truth'),
-        (['--length', '5'], 'choose 40 to 400'),
+        (['--length', '5', '--set', 'length_m=1'], 'choose 40 to 400'),
+        (['--length', '40'], 'from 2 to 62 m, the street from 0 to 40'),
         (['--set', 'lane=1'], "no option 'lane'"),
         (['--set', 'condition.time=noon'], 'choose one of day, dusk, night'),
         (['--camera', 'PINHOLE 96 64'], 'PINHOLE'),

@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from feat_ros.cli import demo, localize, maps, town
+from feat_ros.cli import bench, demo, localize, maps, replay, town
 from feat_ros.cli.common import close_bars, write_output
 from feat_ros.errors import FeatRosError
 
@@ -19,6 +19,7 @@ _DESCRIPTION = """Where is this camera in the map that was built before?
   feat_ros map build    images with known poses -> a map folder
   feat_ros map info     what is in a map, checked and drawn from above
   feat_ros localize     new images -> poses with covariance, or the reason why not
+  feat_ros replay       a recorded bag -> trajectory, figures and a report
   feat_ros evaluate     poses against ground truth
   feat_ros extract      look at the features of an image
   feat_ros bench        how fast, against a named baseline in the same run
@@ -36,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
-    for module in (maps, localize, town, demo):
+    for module in (maps, localize, replay, bench, town, demo):
         module.add_parser(commands)
     return parser
 

@@ -23,7 +23,7 @@ _SUMMARY = 'Write a drive through a made-up town: images with exact poses, or a 
 _DESCRIPTION = f"""{_SUMMARY}
 
 The same seed gives the same streets. Drive A is meant for a map; B runs beside it in another lane
-on another day, when other cars are parked; C comes the other way. Without --bag, DIR holds
+on another day, when other cars are parked; C comes the other way; --set changes them. Without --bag, DIR holds
 images/ and sparse/ (a COLMAP model) for "feat_ros map build", times.txt and, with --truth, depth
 and labels of every pixel; with it, DIR is a ROS 2 bag with the topics
   /camera/image_raw/compressed  /camera/camera_info  /odom (it drifts)  /tf  /tf_static
@@ -81,6 +81,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.bag and args.truth:
         raise DataError('a bag has no place for depth and labels: leave out --truth or --bag')
     chosen = _changed(drive(args.drive, args.condition), Drive, args.options)
+    end_m = chosen.start_m + chosen.length_m
+    if not 0 <= chosen.start_m <= end_m <= args.length:
+        raise DataError(
+            f'the drive goes from {chosen.start_m:g} to {end_m:g} m, the street from 0 to '
+            f'{args.length:g}: change --length, or --set start_m=... and length_m=...'
+        )
     camera = Camera.from_words(args.camera.split())
     scene = Town(args.seed, args.length).scene(chosen)
     if args.bag:

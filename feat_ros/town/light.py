@@ -27,7 +27,7 @@ SKY_REACH = 1.15
 # Of each weather, haze_m and veil of its light.
 _AIR = {
     'clear': (1500.0, 0.02),
-    'haze': (43.0, 0.3),
+    'haze': (37.0, 0.32),
     'overcast': (700.0, 0.1),
     'rain': (220.0, 0.2),
 }
@@ -53,8 +53,8 @@ CONDITIONS: dict[str, Condition] = {
     'winter': Condition(weather='overcast', has_leaves=False),
     'rain': Condition(weather='rain', is_wet=True),
     'dusk': Condition(time='dusk'),
-    'night': Condition(time='night'),
-    'wet night': Condition(time='night', weather='rain', is_wet=True),
+    'night': Condition(time='night', shutter_s=0.01),
+    'wet night': Condition(time='night', weather='rain', is_wet=True, shutter_s=0.01),
 }
 
 
@@ -106,10 +106,10 @@ def make_light(condition: Condition, day: int) -> Light:
     elif condition.time == 'dusk':
         sun = np.array([0.34, 0.15, 0.06]) * is_clear
         sky = np.array([0.24, 0.27, 0.4])
-        lamp, glow, electrons = 0.6, 0.55, 2200.0
+        lamp, glow, electrons = 0.6, 0.8, 2200.0
     else:
         sun, sky = np.zeros(3), np.array([0.012, 0.014, 0.022])
-        lamp, glow, electrons = 1.0, 1.0, 700.0
+        lamp, glow, electrons = 1.0, 1.6, 700.0
     bounce = (sky * 0.45 + sun * 0.22) * [1.0, 0.96, 0.9]
     picture, haze = _sky(condition, rng, to_sun, sky)
     haze_m, veil = _AIR[condition.weather]
