@@ -31,7 +31,7 @@ def add_command(
         epilog += '\n\noptions of --set, with their defaults:\n  ' + '\n  '.join(options)
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
-        help=summary,
+        help=summary.replace('%', '%%'),
         description=summary,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
