@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images, with poses or without, become a map folder.
 
-extract -> poses, where they are unknown or rough -> pairs -> mutual nearest neighbours ->
+extract -> poses, where they are unknown -> pairs -> mutual nearest neighbours ->
 verification by the poses -> triangulation (pycolmap) -> points with descriptors and covariance
 -> how well the poses agree.
 Everything is put together in ``MAP.partial``; a build that was killed resumes from there.
@@ -29,7 +29,7 @@ from feat_ros.errors import DataError, MapError
 from feat_ros.extractors import Extractor
 from feat_ros.geometry import skew
 from feat_ros.pose_noise import check_left_out
-from feat_ros.reconstruction import estimate_poses, ReconstructionConfig, refine_poses
+from feat_ros.reconstruction import estimate_poses, ReconstructionConfig
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, train_codebook
 from feat_ros.sfm_map import (
     ExtractorInfo,
@@ -62,11 +62,8 @@ class BuildConfig(Config):
         4.0, 'largest distance of a match to its epipolar line, pixels', minimum=0.1, maximum=100.0
     )
     min_matches: int = option(15, 'verified matches that a pair of images needs', minimum=1)
-    refine_poses: bool = option(
-        False, 'whether the given poses are rough, and adjusted to agree with the images'
-    )
     reconstruction: ReconstructionConfig = option(
-        ReconstructionConfig, 'poses from images, where they are unknown or rough'
+        ReconstructionConfig, 'poses from the images, where none are given'
     )
     triangulation: TriangulationConfig = option(TriangulationConfig, 'points from matches')
     retrieval: AsmkConfig = option(AsmkConfig, 'image retrieval')
@@ -102,8 +99,7 @@ def build_map(
     options = build_config or BuildConfig()
     progress = progress or (lambda items, _: items)
     out, image_folder = Path(out), Path(image_folder)
-    if out.exists() and not overwrite:
-        raise MapError(f'{out} exists: choose another --out, or replace it with --overwrite')
+    check_out(out, overwrite=overwrite)
     if len(images) < 2:
         raise DataError(f'{len(images)} image(s) cannot make a map: at least 2 are needed')
     names = list(images) if isinstance(images, Mapping) else [image.name for image in images]
@@ -117,9 +113,6 @@ def build_map(
         images = estimate_poses(folder, images, features, options.reconstruction, progress)
         features = features.take(names.index(image.name) for image in images)
         options = replace(options, scale='unknown', gravity='unknown')
-    elif options.refine_poses:
-        pairs = choose_pairs(images, options.pairs_per_image)
-        images = refine_poses(folder, images, features, pairs, options.reconstruction, progress)
     matches = _match_all(folder, images, features, options, progress)
     structure = _triangulate(partial, images, features, matches, options)
     descriptors = _point_descriptors(structure, features)
@@ -154,6 +147,15 @@ def build_map(
     write_manifest(partial, manifest)
     publish(partial, out)
     return SfmMap(out)
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Check that a map may be built there.
+
+    :raises MapError: one is there, and must not be replaced.
+    """
+    if out.exists() and not overwrite:
+        raise MapError(f'{out} exists: choose another --out, or replace it with --overwrite')
 
 
 def _check_files(image_folder: Path, names: list[str]) -> list[Path]:

@@ -1,10 +1,9 @@
 # Copyright 2026 The feat_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Camera poses from the images themselves, by pycolmap.
+"""Camera poses from the images alone, by pycolmap.
 
-Without poses: two-view geometry of likely pairs, then incremental structure from motion; scale,
-place and gravity are what they happen to be. With rough poses: bundle adjustment, the result put
-where the given poses are.
+Two-view geometry of likely pairs, then structure from motion; scale, place and orientation of the
+result are what they happen to be.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from feat_ros import config
-from feat_ros.alignment import similarity_from_poses
 from feat_ros.build_folder import BuildFolder, FeatureStore, save_arrays
 from feat_ros.camera import Camera
 from feat_ros.colmap_files import PosedImage
@@ -38,8 +36,6 @@ from feat_ros.triangulation import (
     pipeline_options,
     pycolmap_camera,
     pycolmap_model,
-    track_points,
-    TriangulationConfig,
 )
 from feat_ros.types import Progress
 
@@ -55,8 +51,6 @@ _NEXT_IMAGES = 3
 # OpenCV's solver works on a plane: rays further off the axis vote later only.
 _MAX_TANGENT = 2.0
 _MIN_POINTS = 8
-# How far a given position may be off, in standard deviations; images outweigh it.
-_PRIOR_SIGMA_M = 0.05
 
 
 @dataclass(frozen=True)
@@ -289,80 +283,6 @@ def _map_globally(
 
 
 MAPPERS = {'incremental': _map_incrementally, 'global': _map_globally}
-
-
-def refine_poses(
-    folder: BuildFolder,
-    images: list[PosedImage],
-    features: FeatureStore,
-    pairs: Iterable[tuple[int, int]],
-    options: ReconstructionConfig,
-    progress: Progress,
-) -> list[PosedImage]:
-    """Adjust rough poses so that they agree with the images.
-
-    Bundle adjustment with the given positions as priors, from loose limits of the reprojection
-    error to the one asked for; then the result is put where the given poses are, by the
-    similarity between the two.
-
-    :returns: the images with new poses; as given where nothing could be matched.
-    """
-    geometries = verify_two_views(folder, images, features, pairs, options, progress)
-    matches = {
-        pair: np.asarray(geometry.inlier_matches, np.int64)
-        for pair, geometry in geometries.items()
-    }
-    if not matches:
-        return images
-    refined = images
-    for factor in progress([8.0, 4.0, 2.0, 1.0], 'refine'):
-        limits = TriangulationConfig(max_reprojection_error_px=factor * options.max_error_px)
-        model = track_points(folder.path, refined, features, matches, limits)
-        if model.num_points3D() < _MIN_POINTS:
-            return images
-        refined = _adjust(model, images, refined)
-    given, found = (
-        [image.cam_from_map.inverse() for image in which] for which in (images, refined)
-    )
-    given_from_found = similarity_from_poses(found, given)
-    return [
-        replace(image, cam_from_map=given_from_found.apply_to_pose(pose).inverse())
-        for image, pose in zip(images, found, strict=True)
-    ]
-
-
-def _adjust(model: Any, given: list[PosedImage], now: list[PosedImage]) -> list[PosedImage]:
-    """One bundle adjustment of all poses and points, the given positions as priors."""
-    import pycolmap
-
-    options = pycolmap.BundleAdjustmentOptions()
-    options.refine_focal_length = options.refine_extra_params = False
-    options.refine_principal_point = False
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
-    options.ceres.loss_function_scale = 1.0
-    bundle = pycolmap.BundleAdjustmentConfig()
-    priors = []
-    for number, image in enumerate(given):
-        found = model.image(number + 1)
-        if found.num_points3D < _MIN_POINTS:
-            continue
-        bundle.add_image(number + 1)
-        priors.append(
-            pycolmap.PosePrior(
-                corr_data_id=found.data_id,
-                position=image.cam_from_map.inverse().translation,
-                position_covariance=np.eye(3) * _PRIOR_SIGMA_M**2,
-                coordinate_system=pycolmap.PosePriorCoordinateSystem.CARTESIAN,
-            )
-        )
-    adjuster = pycolmap.create_pose_prior_bundle_adjuster(
-        options, pycolmap.PosePriorBundleAdjustmentOptions(), bundle, priors, model
-    )
-    adjuster.solve()
-    return [
-        replace(image, cam_from_map=_rigid(model.image(number + 1).cam_from_world()))
-        for number, image in enumerate(now)
-    ]
 
 
 def _posed_images(model: Any, images: list[PosedImage]) -> list[PosedImage]:

@@ -322,7 +322,7 @@ class LocalizationServer:
             reseats=counts['reseats'],
             fix_age_s=None if now_ns is None or fixed_ns is None else (now_ns - fixed_ns) / 1e9,
             last_problem=problem,
-            latency_ms=latency_summary(list(latencies)) if latencies else {},
+            latency_ms=latency_summary(list(latencies)),
         )
 
     def _check_bug(self) -> None:
@@ -360,9 +360,10 @@ class LocalizationServer:
         with self._changed:
             self._changed.wait_for(lambda: not self._busy)
             self._busy = True
-            at = self._advance(frame)
-            localizer, epoch, prior = self._localizer, self._epoch, self._prior(frame, at)
         try:
+            with self._changed:
+                at = self._advance(frame)
+                localizer, epoch, prior = self._localizer, self._epoch, self._prior(frame, at)
             result = localizer.localize(frame.image_rgb, frame.camera, prior)
             with self._changed:
                 if self._epoch != epoch:

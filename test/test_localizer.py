@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import CAMERA, Room, Scene, walk
+from conftest import CAMERA, Room, Scene, walk, write_map
 from numpy.testing import assert_allclose, assert_array_equal
 
 from feat_ros.camera import Camera
@@ -29,7 +29,7 @@ from feat_ros.localizer import (
     needed_inliers,
 )
 from feat_ros.pose_error import normalised_error_squared, pose_error
-from feat_ros.sfm_map import PoseNoise, read_manifest, SfmMap, write_manifest
+from feat_ros.sfm_map import PoseNoise, read_manifest, Segment, SfmMap, write_manifest
 from feat_ros.types import (
     FailureReason,
     Features,
@@ -209,6 +209,47 @@ def test_a_narrow_prior_matches_what_is_in_view(
     outside = ~CAMERA.contains(CAMERA.project(truth.apply(xyz)))
     assert outside.sum() > 5
     assert result.num_matches < everywhere.num_matches
+
+
+def test_an_image_that_looks_back_is_not_near(tmp_path: Path, extractor: Extractor) -> None:
+    """It stands where the prior is, and what it saw lies behind the camera."""
+    rng = np.random.default_rng(0)
+    ahead = rng.uniform([-3, -2, 5], [3, 2, 9], (80, 3))
+    behind = ahead * [1, 1, -1]
+    descriptors = rng.normal(size=(160, 128))
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    back = Rigid3d(np.diag([-1.0, 1.0, -1.0]), np.zeros(3))
+    beside = Rigid3d(np.eye(3), np.array([0.4, 0.0, 0.0]))
+    pixels = [CAMERA.project(back.apply(behind)), CAMERA.project(beside.apply(ahead))]
+    segment = Segment(
+        points_xyz=np.concatenate([behind, ahead]),
+        point_covariance=np.full((160, 3, 3), 1e-6) * np.eye(3),
+        point_descriptors=descriptors.astype(np.float32),
+        point_stability=np.ones(160, np.float32),
+        image_names=['back.png', 'beside.png'],
+        image_camera=[0, 0],
+        image_cam_from_map=[back, beside],
+        image_observations=[
+            (np.arange(80) + first, seen.astype(np.float32))
+            for first, seen in zip((0, 80), pixels, strict=True)
+        ],
+        cameras=[CAMERA],
+    )
+    query = Features(
+        keypoints=CAMERA.project(ahead).astype(np.float32),
+        scores=np.ones(80, np.float32),
+        descriptors=descriptors[80:].astype(np.float32),
+        stability=np.ones(80, np.float32),
+        pixel_sigma=np.full(80, 0.1, np.float32),
+    )
+    localizer = Localizer(
+        SfmMap(write_map(tmp_path / 'map', [segment])),
+        extractor,
+        config=LocalizerConfig(prior_images=1),
+    )
+    result = found(localizer.localize_features(query, CAMERA, PosePrior(Rigid3d())))
+    assert result.mode == 'prior'
+    assert_allclose(result.cam_from_map.translation, 0, atol=1e-3)
 
 
 # ---------------------------------------------------------------- retrieval

@@ -169,9 +169,9 @@ def test_points_behind_a_fisheye_count() -> None:
     assert np.trace(solution.covariance) < 0.95 * np.trace(without.covariance)
 
 
-@pytest.mark.parametrize('at', [(4.5e5, 5.4e6, 230.0), (-1e6, 1e6, -1e6)])
+@pytest.mark.parametrize('at', [(4.5e5, 5.4e6, 230.0), (-1e6, 1e6, -1e6), (3e7, 3e7, 3e7)])
 def test_far_from_the_origin(at: tuple[float, float, float]) -> None:
-    """UTM coordinates: the same camera, the same points, the same answer."""
+    """UTM coordinates and more: the same camera, the same points, the same answer."""
     for seed in range(5):
         near_truth, near = simulate(np.random.default_rng(seed), DISTORTED, 40, 0.3)
         far_truth, far = simulate(np.random.default_rng(seed), DISTORTED, 40, 0.3, at=np.array(at))

@@ -15,8 +15,15 @@ from numpy.testing import assert_allclose
 from feat_ros.camera import Camera
 from feat_ros.colmap_files import PosedImage
 from feat_ros.geometry import Rigid3d, so3_exp
+from feat_ros.matching import mutual_nearest
+from feat_ros.pnp import Observations, PnpConfig, solve_pnp
 from feat_ros.pose_error import normalised_error_squared, pose_error
-from feat_ros.pose_noise import check_left_out, fit_pose_noise, LeftOutCheck
+from feat_ros.pose_noise import (
+    _localize_left_out,
+    check_left_out,
+    fit_pose_noise,
+    LeftOutCheck,
+)
 from feat_ros.sfm_map import PoseNoise
 from feat_ros.triangulation import Structure, triangulate, TriangulationConfig
 from feat_ros.types import Features
@@ -24,7 +31,8 @@ from feat_ros.types import Features
 Float = npt.NDArray[np.float64]
 
 CAMERA = Camera('PINHOLE', 640, 480, (420, 420, 320, 240))
-PIXEL_SIGMA = 0.4
+# Every keypoint is of one of two kinds.
+PIXEL_SIGMA = (0.25, 1.2)
 
 
 def random_covariances(rng: np.random.Generator, count: int, scale: Float) -> Float:
@@ -120,7 +128,8 @@ def simulate(seed: int, jitter_m: float, jitter_rad: float) -> tuple[
         # Each point is missed now and then; of those behind the middle nothing is seen.
         in_front = truth.apply(cloud)[:, 2] < 7
         ids = np.flatnonzero(CAMERA.contains(pixels) & in_front & (rng.uniform(size=300) < 0.8))
-        noisy = pixels[ids] + rng.normal(size=(len(ids), 2)) * PIXEL_SIGMA
+        sigma = rng.choice(PIXEL_SIGMA, len(ids))
+        noisy = pixels[ids] + rng.normal(size=(len(ids), 2)) * sigma[:, None]
         described = names[ids] + 0.1 * rng.normal(size=(len(ids), 16))
         described /= np.linalg.norm(described, axis=1, keepdims=True)
         features.append(
@@ -129,7 +138,7 @@ def simulate(seed: int, jitter_m: float, jitter_rad: float) -> tuple[
                 scores=np.ones(len(ids), np.float32),
                 descriptors=described.astype(np.float32),
                 stability=np.ones(len(ids), np.float32),
-                pixel_sigma=np.full(len(ids), PIXEL_SIGMA, np.float32),
+                pixel_sigma=sigma.astype(np.float32),
             )
         )
         turn, shift = rng.normal(size=3) * jitter_rad, rng.normal(size=3) * jitter_m
@@ -185,6 +194,40 @@ def test_the_jitter_of_poses_is_found(tmp_path: Path, jitter: tuple[float, float
     assert 0.8 < result.noise.translation_m / jitter[0] < 2
     assert 0.8 < result.noise.rotation_rad / jitter[1] < 2
     assert result.summary['share_inside_95'] >= 0.85
+
+
+@needs_pycolmap
+def test_leaving_an_image_out_is_as_if_it_had_never_been(tmp_path: Path) -> None:
+    """Its share is taken out of the points; the slow way is to triangulate without it."""
+    images, features, matches = simulate(3, 0.0, 0.0)
+    structure = triangulate(tmp_path, images, features, matches, TriangulationConfig())
+    descriptors = structure.mean_over_track(features, 'descriptors').astype(np.float32)
+    for left_out in (6, 12, 24):
+        found = _localize_left_out(
+            left_out, images[left_out], features[left_out], structure, descriptors
+        )
+        assert found is not None
+        error, covariance = found
+        kept = {pair: rows for pair, rows in matches.items() if left_out not in pair}
+        others = triangulate(tmp_path, images, features, kept, TriangulationConfig())
+        described = others.mean_over_track(features, 'descriptors').astype(np.float32)
+        own = features[left_out]
+        rows, _ = mutual_nearest(own.descriptors, described)
+        slow = solve_pnp(
+            Observations(
+                CAMERA,
+                own.keypoints[rows[:, 0]].astype(float),
+                others.xyz[rows[:, 1]],
+                own.pixel_sigma[rows[:, 0]].astype(float),
+                np.asarray(np.linalg.inv(others.information[rows[:, 1]]), float),
+            ),
+            PnpConfig(),
+        )
+        assert slow is not None
+        sigma = np.sqrt(np.diag(slow.covariance))
+        slow_error = pose_error(slow.cam_from_map, images[left_out].cam_from_map)
+        assert_allclose(error / sigma, slow_error / sigma, atol=0.3)
+        assert_allclose(np.sqrt(np.diag(covariance)) / sigma, 1, atol=0.02)
 
 
 @needs_pycolmap

@@ -458,8 +458,7 @@ def test_the_newest_frame_wins() -> None:
     assert server.snapshot().dropped == 2
     gate.go.release(2)
     server.stop()
-    seconds = [(record.stamp_ns - START) // SECOND for record in records.all]
-    assert seconds == [0, 1, 2, 3]
+    assert [(r.stamp_ns - START) // SECOND for r in records.all] == [0, 1, 2, 3]
     statuses = [record.status for record in records.all]
     assert statuses == ['localized', 'dropped', 'dropped', 'localized']
     assert [r.detail for r in records.all[1:3]] == ['a newer frame came first'] * 2

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -17,11 +19,17 @@ from feat_ros.camera import Camera
 from feat_ros.cli import main
 from feat_ros.colmap_files import read_colmap_model
 from feat_ros.errors import DataError
+from feat_ros.evaluation import compare_poses, summarise
+from feat_ros.extractors import create_extractor
 from feat_ros.geometry import Rigid3d, rotation_angle_deg
-from feat_ros.sfm_map import read_manifest
-from feat_ros.town import bag, CONDITIONS, Drive, frames, Scene, Town
+from feat_ros.image import decode_image, Image
+from feat_ros.localizer import create_retriever, Localizer, LocalizerConfig
+from feat_ros.map_builder import build_map, BuildConfig
+from feat_ros.sfm_map import read_manifest, SfmMap
+from feat_ros.town import bag, CONDITIONS, Drive, Frame, frames, Scene, Town, write_drive
 from feat_ros.town.course import CAMERA, drive, DRIVES, STREET_M
 from feat_ros.town.small_map import build_small_map
+from feat_ros.types import PoseEstimate
 
 SHIPPED = Path(__file__).parents[1] / 'maps' / 'town_small'
 CAMERAS = {
@@ -176,3 +184,87 @@ def test_command_refuses_what_cannot_be(
 def contents(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob('*') if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope='module')
+def short_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_small_map(tmp_path_factory.mktemp('map') / 'short', drive_m=8.0).path
+
+
+def test_small_map_is_the_same_bytes_every_time(short_map: Path, tmp_path: Path) -> None:
+    build_small_map(tmp_path / 'another', drive_m=8.0)
+    assert contents(short_map) == contents(tmp_path / 'another')
+    assert SfmMap(short_map).num_images == 6
+
+
+def test_shipped_map_is_what_the_command_builds(short_map: Path, tmp_path: Path) -> None:
+    if not SHIPPED.is_dir():
+        pytest.skip(f'{SHIPPED} is not in this tree')
+    assert sum(len(data) for data in contents(SHIPPED).values()) <= 8e6
+    shipped, here = (read_manifest(path).provenance for path in (SHIPPED, short_map))
+    for name in ('processor', 'versions'):
+        if shipped[name] != here[name]:
+            pytest.skip(
+                f'maps/town_small was built with {name} {shipped[name]}: {here[name]} here'
+            )
+    assert main(['town', '--small-map', str(tmp_path / 'small')]) == 0
+    assert contents(tmp_path / 'small') == contents(SHIPPED)
+
+
+@dataclass(frozen=True)
+class Course:
+    """Images of drive A with their poses, and of drive B as they come out of a JPEG."""
+
+    folder: Path
+    queries: dict[str, list[Frame]]
+
+
+@pytest.fixture(scope='module')
+def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
+    town = Town(2, STREET_M)
+    folder = tmp_path_factory.mktemp('course') / 'a'
+    write_drive(folder, town.scene(replace(drive('A', 'day'), length_m=40.0)), CAMERA)
+    queries = {}
+    for condition in ('day', 'night'):
+        run = replace(drive('B', condition), length_m=38.0, rate_hz=4.0)
+        rendered = [frame for _, frame in frames(town.scene(run), CAMERA)]
+        queries[condition] = [replace(f, image=through_jpeg(f.image)) for f in rendered]
+    return Course(folder, queries)
+
+
+def through_jpeg(image: Image) -> Image:
+    data = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    return decode_image(data.tobytes(), 'frame')
+
+
+def share_localized(course: Course, path: Path, **options: Any) -> dict[str, float]:
+    """Map drive A, localize drive B; return the share within 0.10 m and 1 deg by condition."""
+    extractor = create_extractor('sift', **options)
+    model = read_colmap_model(course.folder / 'sparse')
+    # Nothing here depends on the figures that leaving images out gives.
+    build = BuildConfig(gravity='known', left_out_images=0, pairs_per_image=10)
+    sfm_map = build_map(path, course.folder / 'images', model, extractor, build)
+    settings = LocalizerConfig()
+    localizer = Localizer(sfm_map, extractor, create_retriever(sfm_map, settings), settings)
+    shares = {}
+    for condition, queries in course.queries.items():
+        truth = {str(k): frame.cam_from_map for k, frame in enumerate(queries)}
+        results = {str(k): localizer.localize(f.image, CAMERA) for k, f in enumerate(queries)}
+        poses = {k: r.cam_from_map for k, r in results.items() if isinstance(r, PoseEstimate)}
+        shares[condition] = summarise(compare_poses(poses, truth))['recall']['0.1m_1deg']
+    return shares
+
+
+def test_day_is_for_sift_and_neither_haze_nor_night_for_its_default(
+    course: Course, tmp_path: Path
+) -> None:
+    """Of the whole drives the project's baseline has to find 95 %, OpenCV's default 60 to 95 %.
+
+    These are two thirds of them and every second frame, so that the default's limits are wider.
+    """
+    baseline = share_localized(course, tmp_path / 'baseline')
+    default = share_localized(course, tmp_path / 'default', contrast_threshold=0.04)
+    assert baseline['day'] >= 0.95
+    assert 0.55 <= default['day'] <= 0.96
+    assert default['night'] <= 0.5
+    assert default['night'] <= baseline['night']

@@ -16,7 +16,7 @@ import numpy as np
 from feat_ros.cli.common import add_command, command_line, progress, write_output
 from feat_ros.errors import DataError
 from feat_ros.extractors import create_extractor
-from feat_ros.image import read_image, write_png
+from feat_ros.image import write_png
 from feat_ros.localizer import create_retriever, Localizer, LocalizerConfig
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import PoseEstimate
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         create_extractor('sift'), BuildConfig(gravity='known'),
         overwrite=True, progress=progress, provenance={'command': command_line()},
     )  # fmt: skip
-    print(f'drive B, another day by {args.condition}, in another lane')
+    print(f'drive B, another day, in another lane, light: {args.condition}')
     scene = town.scene(drive('B', args.condition))
     second = bag.write_drive_bag(out / 'drive_b', scene, CAMERA, progress=progress)
     config = LocalizerConfig()
@@ -141,7 +141,8 @@ def _draw(path: Path, localizer: Localizer, bag_path: Path) -> None:
         for x, y in np.rint(2 * used - 0.5).astype(int).tolist():
             cv2.circle(picture, (x, y), 4, (0, 255, 120), 1, cv2.LINE_AA)
     plot_top_view(path, localizer.map, poses)
-    seen = read_image(path)
+    # What matplotlib wrote has an opacity, which imread leaves out.
+    seen = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     height = picture.shape[0]
     seen = cv2.resize(
         seen, (round(seen.shape[1] * height / seen.shape[0]), height), interpolation=cv2.INTER_AREA

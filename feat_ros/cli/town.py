@@ -23,9 +23,10 @@ _SUMMARY = 'Write a drive through a made-up town: images with exact poses, or a 
 _DESCRIPTION = f"""{_SUMMARY}
 
 The same seed gives the same streets. Drive A is meant for a map; B runs beside it in another lane
-on another day, when other cars are parked; C comes the other way; --set changes them. Without --bag, DIR holds
-images/ and sparse/ (a COLMAP model) for "feat_ros map build", times.txt and, with --truth, depth
-and labels of every pixel; with it, DIR is a ROS 2 bag with the topics
+on another day, when other cars are parked; C comes the other way; --set changes them.
+
+Without --bag, DIR holds images/ and sparse/ (a COLMAP model) for "feat_ros map build", times.txt
+and, with --truth, depth and labels of every pixel. With it, DIR is a ROS 2 bag with the topics
   /camera/image_raw/compressed  /camera/camera_info  /odom (it drifts)  /tf  /tf_static
   /ground_truth (map from base_link)
 

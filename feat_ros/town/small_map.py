@@ -4,8 +4,12 @@
 
 from __future__ import annotations
 
+import platform
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import numpy as np
 
 from feat_ros.colmap_files import read_colmap_model
 from feat_ros.extractors import create_extractor
@@ -18,22 +22,26 @@ from feat_ros.town.world import Town
 from feat_ros.types import Progress
 
 SEED = 1
+DRIVE_M = 40.0
 _MAX_KEYPOINTS = 2048
 _RETRIEVAL_WORDS = 1024
 
 
 def build_small_map(
-    out: str | Path, *, street_m: float = STREET_M, progress: Progress | None = None
+    out: str | Path, *, drive_m: float = DRIVE_M, progress: Progress | None = None
 ) -> SfmMap:
     """Build the map; a map of that name is replaced when the new one is complete.
 
-    Its bytes depend on nothing but the versions that its manifest names and the kind of processor.
+    The same versions on the same kind of processor, both of which the manifest names under
+    ``provenance``, give the same bytes. Other ones round otherwise.
 
-    :param street_m: length of the street; the shipped map has the default.
+    :param drive_m: how much of the drive is mapped; the shipped map has the default.
     """
-    scene = Town(SEED, street_m).scene(drive('A', 'day'))
+    run = replace(drive('A', 'day'), length_m=drive_m)
     with TemporaryDirectory() as scratch:
-        folder = write_drive(Path(scratch) / 'drive', scene, CAMERA, progress=progress)
+        folder = write_drive(
+            Path(scratch) / 'drive', Town(SEED, STREET_M).scene(run), CAMERA, progress=progress
+        )
         return build_map(
             out,
             folder / 'images',
@@ -42,5 +50,14 @@ def build_small_map(
             BuildConfig(gravity='known', retrieval=AsmkConfig(num_words=_RETRIEVAL_WORDS)),
             overwrite=True,
             progress=progress,
-            provenance={'town': SEED, 'drive': 'A', 'condition': 'day', 'street_m': street_m},
+            provenance={'town': SEED, 'drive': 'A', 'drive_m': drive_m, 'processor': processor()},
         )
+
+
+def processor() -> str:
+    """Return the kind of processor and what of it NumPy uses, on which its last digits depend."""
+    try:
+        found = np.show_config(mode='dicts')['SIMD Extensions'].get('found', [])
+    except TypeError:  # NumPy before 1.25 only prints it
+        found = []
+    return ' '.join([platform.machine(), *found])
