@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +64,8 @@ class FeatureStore(Sequence[Features]):
 
 
 def _load_features(path: Path) -> Features:
-    with np.load(path, allow_pickle=False) as arrays:
-        return Features(**{name: arrays[name] for name in Features.__dataclass_fields__})
+    arrays = _load_arrays(path)
+    return Features(**{name: arrays[name] for name in Features.__dataclass_fields__})
 
 
 class BuildFolder:
@@ -98,8 +99,7 @@ class BuildFolder:
         stored = []
         for file, camera in progress(list(zip(files, cameras, strict=True)), 'extract'):
             stored.append(self._extract(file, how, extractor))
-            with np.load(stored[-1], allow_pickle=False) as arrays:
-                width, height = arrays['size_wh'].tolist()
+            width, height = _load_arrays(stored[-1])['size_wh'].tolist()
             if (width, height) != camera.size_wh:
                 raise ImageError(
                     f'image {file} is {width}x{height}, its camera {camera.width}x'
@@ -139,7 +139,7 @@ class BuildFolder:
         for i in progress(list(partners), 'match'):
             stored = self.path / 'matches' / features.paths[i].name
             keys = {j: features.paths[j].stem for j in partners[i]}
-            known = _load_arrays(stored)
+            known = _load_arrays(stored) if stored.exists() else {}
             missing = [j for j, key in keys.items() if key not in known]
             for j in missing:
                 rows, _ = mutual_nearest(features[i].descriptors, features[j].descriptors)
@@ -157,10 +157,11 @@ class BuildFolder:
 
 
 def _load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    if not path.exists():
-        return {}
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    try:
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, BadZipFile):
+        raise MapError(f'{path} is damaged: remove {path.parents[1]} and build again') from None
 
 
 def save_arrays(path: Path, **arrays: npt.NDArray[Any]) -> None:

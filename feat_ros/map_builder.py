@@ -10,6 +10,7 @@ Everything is put together in ``MAP.partial``; a build that was killed resumes f
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -47,6 +48,10 @@ from feat_ros.types import Progress
 Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 
+logger = logging.getLogger(__name__)
+
+# Right poses agree with two thirds of the matches, poses off by a degree with a quarter.
+_DOUBTFUL_SHARE = 0.2
 # Descriptors of an image that retrieval uses, the strongest; the HOW paper's number.
 _RETRIEVAL_FEATURES = 1000
 
@@ -119,6 +124,12 @@ def build_map(
     check = check_left_out(
         images, features, structure, descriptors, options.left_out_images, progress
     )
+    if 2 * check.summary['num_localized'] < check.summary['num_images']:
+        logger.warning(
+            'only %d of %d images are localized by what the others saw: the map is sparse, or its '
+            'poses are wrong',
+            check.summary['num_localized'], check.summary['num_images'],
+        )  # fmt: skip
     segment = _segment(images, features, structure, descriptors)
     manifest = Manifest(
         frame_id=options.frame_id,
@@ -152,10 +163,12 @@ def build_map(
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Check that a map may be built there.
 
-    :raises MapError: one is there, and must not be replaced.
+    :raises MapError: a map is there that must not be replaced, or something else is.
     """
     if out.exists() and not overwrite:
         raise MapError(f'{out} exists: choose another --out, or replace it with --overwrite')
+    if out.exists() and not (out / 'manifest.json').is_file():
+        raise MapError(f'{out} is not a map and is not replaced: choose another --out')
 
 
 def _check_files(image_folder: Path, names: list[str]) -> list[Path]:
@@ -292,6 +305,14 @@ def _match_all(
             f'{options.max_epipolar_error_px:g}): check that the poses are cam_from_map and the '
             f'focal length of camera "{_commonest_camera(images)}", or raise that option'
         )
+    if num_verified < _DOUBTFUL_SHARE * num_raw:
+        logger.warning(
+            'only %d %% of the matches agree with the poses within max_epipolar_error_px=%g: '
+            'check that the poses are cam_from_map and the focal length of camera "%s"',
+            100 * num_verified // num_raw,
+            options.max_epipolar_error_px,
+            _commonest_camera(images),
+        )  # fmt: skip
     return out
 
 

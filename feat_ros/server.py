@@ -203,6 +203,7 @@ class LocalizationServer:
         self._epoch = 0
         self._way: _Waypoint | None = None
         self._fix: _Fix | None = None
+        # Refused in a row since the last accepted one.
         self._refused_fixes: list[_Fix] = []
         self._hint: PosePrior | None = None
         self._map_from_odom: Rigid3d | None = None
@@ -485,7 +486,6 @@ class LocalizationServer:
         self._counts['resets'] += 1
         self._epoch += 1
         self._way = self._fix = self._hint = self._map_from_odom = None
-        self._refused_fixes = []
 
 
 def _fix_of_base(frame: Frame, at: _Waypoint, estimate: PoseEstimate) -> _Fix:

@@ -598,3 +598,46 @@ def test_the_log_is_silent_on_a_build_that_is_not_interrupted(
     build(scene, six[:3], tmp_path / 'map', Counting(), progress=progress)
     assert steps == ['extract', 'match', 'check']
     assert caplog.text == ''
+
+
+def test_only_a_map_is_replaced(scene: Scene, tmp_path: Path) -> None:
+    """A folder of something else stays, even with overwrite."""
+    (tmp_path / 'notes').mkdir()
+    (tmp_path / 'notes/mine.txt').write_text('keep')
+    extractor = create_extractor('sift', max_keypoints=100)
+    with pytest.raises(MapError, match='is not a map and is not replaced: choose another --out'):
+        build_map(tmp_path / 'notes', scene.folder, scene.images, extractor, overwrite=True)
+    assert (tmp_path / 'notes/mine.txt').read_text() == 'keep'
+
+
+def test_inverted_poses_are_doubted(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Poses of the wrong direction agree with few matches; the warning names the way out."""
+    middle = np.mean([image.cam_from_map.inverse().translation for image in scene.images], axis=0)
+    to_middle = Rigid3d(np.eye(3), -middle)
+    inverted = [
+        replace(image, cam_from_map=(to_middle @ image.cam_from_map.inverse()))
+        for image in scene.images
+    ]
+    extractor = create_extractor('sift', max_keypoints=600)
+    build_map(tmp_path / 'map', scene.folder, inverted, extractor)
+    assert 'of the matches agree with the poses' in caplog.text
+    assert 'check that the poses are cam_from_map' in caplog.text
+
+
+def test_damaged_scratch_file_is_named(scene: Scene, tmp_path: Path) -> None:
+    """What a disk fault left of a killed build is one sentence."""
+    extractor = create_extractor('sift', max_keypoints=600)
+
+    def stop(items: list[Any], what: str) -> Any:
+        if what == 'match':
+            raise KeyboardInterrupt
+        return items
+
+    with pytest.raises(KeyboardInterrupt):
+        build_map(tmp_path / 'map', scene.folder, scene.images, extractor, progress=stop)
+    stored = sorted((tmp_path / 'map.partial/features').glob('*.npz'))[0]
+    stored.write_bytes(stored.read_bytes()[:-300])
+    with pytest.raises(MapError, match=r'is damaged: remove .*map\.partial and build again'):
+        build_map(tmp_path / 'map', scene.folder, scene.images, extractor)

@@ -185,6 +185,27 @@ def test_prior_without_odometry_is_the_last_fix_and_widens() -> None:
         assert prior.angle_deg == pytest.approx(10 + 30 * seconds, abs=1e-3)
 
 
+def test_a_prior_that_may_have_turned_away_is_none() -> None:
+    script = Script(estimate(place(0)), LOST, LOST)
+    config = ServerConfig(max_turn_deg_s=30, prior_angle_deg=10, max_prior_angle_deg=60)
+    server = LocalizationServer(script, config)
+    for seconds in (0, 1.5, 1.8):
+        server.process(frame(seconds))
+    assert [prior is None for prior in script.priors] == [True, False, True]
+
+
+def test_an_uncertain_heading_is_a_lever() -> None:
+    config = ServerConfig(
+        odometry_m_per_m=0, odometry_m_per_s=0, odometry_deg_per_deg=0, odometry_deg_per_s=0
+    )
+    script = Script(estimate(place(0), np.diag([1e-12] * 5 + [0.01**2])), LOST)
+    server = LocalizationServer(script, config)
+    server.process(frame(0, place(0)))
+    server.process(frame(1, place(100)))
+    assert script.priors[1] is not None
+    assert script.priors[1].radius_m == pytest.approx(0.5 + 3 * 0.01 * 100, rel=1e-4)
+
+
 def test_prior_covers_the_covariance_and_the_swing_of_the_camera() -> None:
     covariance = np.diag([0.04, 0.01, 0.01, 1e-4, 4e-4, 1e-4])
     script = Script(estimate(place(0), covariance), LOST)
@@ -266,6 +287,8 @@ def test_odometry_that_is_missing_at_times() -> None:
     assert script.priors[2] is not None and script.priors[3] is not None
     assert_same(script.priors[2].cam_from_map, truth[0].inverse())
     assert_same(script.priors[3].cam_from_map, truth[3].inverse())
+    # The three metres are not forgotten.
+    assert script.priors[3].radius_m > 0.5 + 3 * server.config.odometry_m_per_m * 3
 
 
 def drive(server: LocalizationServer, count: int, start: int = 0) -> list[FrameRecord]:
@@ -361,15 +384,17 @@ def test_a_clock_that_jumps_back_resets(
     seconds: float, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # With the old state the fix at 80 m would be refused.
-    script = Script(estimate(place(0)), estimate(place(80)))
+    script = Script(estimate(place(0)), estimate(place(80)), LOST)
     server = LocalizationServer(script)
     server.process(frame(10, place(0)))
     with caplog.at_level(logging.WARNING):
         record = server.process(frame(seconds, place(0)))
     assert record.status == 'localized'
     assert script.priors == [None, None]
-    assert server.snapshot().resets == 1
     assert words in caplog.text
+    server.process(frame(seconds + 1, place(0)))
+    assert script.priors[2] is not None
+    assert server.snapshot().resets == 1
 
 
 def test_reset_forgets() -> None:
