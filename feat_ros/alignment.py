@@ -279,7 +279,7 @@ def _extent(points: Float) -> float:
     return float(np.linalg.norm(np.ptp(points, axis=0)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class KnownPoint:
     """A pixel of an image and the known place (3,), metres, that it shows."""
 
@@ -305,6 +305,8 @@ def align_by_points(sfm_map: SfmMap, known: Sequence[KnownPoint]) -> Alignment:
     old = []
     for name, points in zip(names, marks.values(), strict=True):
         images = [numbers[point.image] for point in points]
+        for image, point in zip(images, points, strict=True):
+            _check_pixel(sfm_map.camera(image), point)
         if len(set(images)) < 2:
             raise DataError(f'point {name} is marked in one image: mark it in two or more')
         old.append(
@@ -316,6 +318,15 @@ def align_by_points(sfm_map: SfmMap, known: Sequence[KnownPoint]) -> Alignment:
             )
         )
     return fit_points(names, np.reshape(old, (-1, 3)), np.array(list(marks)), 'points')
+
+
+def _check_pixel(camera: Camera, point: KnownPoint) -> None:
+    inside = np.all((np.array(point.pixel) >= 0) & (np.array(point.pixel) <= camera.size_wh))
+    if not (inside and np.isfinite(camera.unproject([point.pixel])).all()):
+        raise DataError(
+            f'image {point.image!r} is {camera.width}x{camera.height} and does not show pixel '
+            f'({point.pixel[0]:g}, {point.pixel[1]:g}): give x and y of the original image'
+        )
 
 
 def _intersect(
@@ -331,8 +342,6 @@ def _intersect(
             for camera, pose, pixel in zip(cameras, map_from_cam, pixels, strict=True)
         ]
     )
-    if not np.isfinite(rays).all():
-        raise DataError(f'point {name} is marked outside of what the camera sees: check the pixel')
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
     across = np.eye(3) - rays[:, :, None] * rays[:, None]
     centers = np.stack([pose.translation for pose in map_from_cam])
@@ -457,43 +466,44 @@ def apply_alignment(
     """
     progress = progress or (lambda items, _: items)
     path = Path(path)
-    sfm_map = SfmMap(path)
-    manifest, sim = sfm_map.manifest, alignment.new_from_old
+    manifest, sim = SfmMap(path).manifest, alignment.new_from_old
+    done = {**(note or {}), **alignment.summary(), 'new_from_old': _as_list(sim)}
+    noise = manifest.pose_noise
+    changes: dict[str, Any] = {
+        'frame_id': frame_id or manifest.frame_id,
+        'scale': 'metric',
+        'gravity': gravity or manifest.gravity,
+        'pose_noise': PoseNoise(noise.translation_m * sim.scale, noise.rotation_rad),
+        'measured': _scaled_figures(manifest.measured, sim.scale),
+        'provenance': {
+            **manifest.provenance,
+            'alignments': [*manifest.provenance.get('alignments', []), done],
+        },
+    }
     # Not MAP.partial, where an interrupted build may be.
     partial = path.with_name(path.name + '.aligned')
-    with writing(partial):
+    try:
+        with writing(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(path, partial)
+        segments = [
+            config.to_dict(_align_segment(partial, config.from_dict(SegmentInfo, entry), sim))
+            for entry in progress(manifest.segments, 'align')
+        ]
+        _align_model(partial / 'sfm', sim)
+        write_manifest(partial, replace(manifest, segments=segments, **changes))
+        publish(partial, path)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(path, partial)
-    segments = [
-        config.to_dict(_align_segment(partial, config.from_dict(SegmentInfo, entry), sim))
-        for entry in progress(manifest.segments, 'align')
-    ]
-    _align_model(partial / 'sfm', sim)
-    noise = manifest.pose_noise
-    measured = dict(manifest.measured)
-    left_out = dict(measured.get('left_out', {}))
-    if left_out.get('median_translation_error_m') is not None:
-        left_out['median_translation_error_m'] *= sim.scale
-        measured['left_out'] = left_out
-    done = {**(note or {}), **alignment.summary(), 'new_from_old': _as_list(sim)}
-    write_manifest(
-        partial,
-        replace(
-            manifest,
-            frame_id=frame_id or manifest.frame_id,
-            scale='metric',
-            gravity=gravity or manifest.gravity,
-            pose_noise=PoseNoise(noise.translation_m * sim.scale, noise.rotation_rad),
-            segments=segments,
-            measured=measured,
-            provenance={
-                **manifest.provenance,
-                'alignments': [*manifest.provenance.get('alignments', []), done],
-            },
-        ),
-    )
-    publish(partial, path)
     return SfmMap(path)
+
+
+def _scaled_figures(measured: JsonDict, scale: float) -> JsonDict:
+    left_out = dict(measured.get('left_out', {}))
+    if left_out.get('median_translation_error_m') is None:
+        return measured
+    left_out['median_translation_error_m'] *= scale
+    return {**measured, 'left_out': left_out}
 
 
 def _as_list(sim: Sim3d) -> JsonDict:

@@ -225,9 +225,7 @@ def _images_of_folder(
 
 def _camera_of_all(cameras: dict[str, Camera], path: Path) -> Camera:
     if list(cameras) != [_ALL_IMAGES]:
-        raise DataError(
-            f'{path} has a line "{_ALL_IMAGES} ..." and others: name all images or none'
-        )
+        raise DataError(f'{path} has a line "{_ALL_IMAGES} ..." beside others: name all or none')
     return cameras[_ALL_IMAGES]
 
 
