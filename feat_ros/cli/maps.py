@@ -38,6 +38,8 @@ from feat_ros.sfm_map import partial_path, SfmMap
 
 # The name that stands for all images in a file of cameras.
 _ALL_IMAGES = '*'
+# Odometry and motion capture are off by pixels: options that suit them, where none are set.
+_ROBOT_POSES = ('max_epipolar_error_px=10', 'triangulation.max_reprojection_error_px=10')
 _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.tif', '.tiff', '.bmp', '.webp')
 
 
@@ -56,7 +58,8 @@ def _add_build(actions: Any) -> None:
         'build',
         'Build a map folder: from images with known poses (--colmap), from images of known '
         'cameras alone (--cameras; the scale stays unknown until "map align"), or from a bag '
-        '(--bag; with the poses of a topic or of TF, or without).',
+        '(--bag; with the poses of a topic or of TF, or without). The poses of a bag are rough: '
+        f'there {" and ".join(_ROBOT_POSES)} unless set otherwise.',
         'feat_ros map build --out office --images photos --colmap photos/sparse\n'
         '  feat_ros map build --out office --images photos --cameras cameras.txt\n'
         '  feat_ros map build --out office --bag drive --image-topic /camera/image_raw '
@@ -176,7 +179,8 @@ def run_build(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.plots import plot_top_view
 
     own = [word for word in args.options if not word.startswith('keyframes.')]
-    options = config.parse_options(BuildConfig, own)
+    has_robot_poses = args.pose_topic is not None or args.tf is not None
+    options = config.parse_options(BuildConfig, [*(_ROBOT_POSES if has_robot_poses else ()), *own])
     extractor = create_extractor(
         args.extractor, **extractor_options(args.extractor, args.extractor_option)
     )

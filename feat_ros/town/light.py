@@ -27,7 +27,7 @@ SKY_REACH = 1.15
 # Of each weather, haze_m and veil of its light.
 _AIR = {
     'clear': (1500.0, 0.02),
-    'haze': (41.0, 0.3),
+    'haze': (100.0, 0.4),
     'overcast': (700.0, 0.1),
     'rain': (220.0, 0.2),
 }
