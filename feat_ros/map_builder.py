@@ -372,7 +372,7 @@ def _segment(
 
 def _versions() -> dict[str, str]:
     out = {'python': platform.python_version()}
-    for name in ('feat_ros', 'numpy', 'opencv-python-headless', 'pycolmap'):
+    for name in ('numpy', 'opencv-python-headless', 'pycolmap'):
         try:
             out[name] = version(name)
         except PackageNotFoundError:

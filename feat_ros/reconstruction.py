@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import shutil
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from feat_ros.triangulation import (
     pipeline_options,
     pycolmap_camera,
     pycolmap_model,
+    UNLIMITED,
 )
 from feat_ros.types import Progress
 
@@ -51,13 +53,18 @@ _NEXT_IMAGES = 3
 # OpenCV's solver works on a plane: rays further off the axis vote later only.
 _MAX_TANGENT = 2.0
 _MIN_POINTS = 8
+_PANORAMIC = 5  # COLMAP's two-view configuration: no baseline
 
 
 @dataclass(frozen=True)
 class ReconstructionConfig(Config):
     """Options of :func:`estimate_poses`."""
 
-    mapper: str = option('incremental', 'how', choices=('incremental', 'global'))
+    mapper: str = option(
+        'global',
+        'all poses at once, or one image after the other: slower, try it where global fails',
+        choices=('global', 'incremental'),
+    )
     all_pairs_up_to: int = option(
         60, 'images of which every pair is matched; of more, the most similar', minimum=2
     )
@@ -107,6 +114,11 @@ def estimate_poses(
             f'no two of the {len(images)} images have {options.min_matches} matches that fit a '
             'rigid scene: take pictures that overlap by half or more, and check the camera '
             f'"{images[0].camera.to_words()}"'
+        )
+    if all(geometry.config == _PANORAMIC for geometry in geometries.values()):
+        raise MapError(
+            f'the camera only turned between the {len(images)} images, which gives no depth: move '
+            'it sideways'
         )
     model = _run_mapper(done, images, features, geometries, options, progress)
     posed = _posed_images(model, images)
@@ -232,7 +244,8 @@ def _run_mapper(
         raise MapError(
             f'none of the {len(images)} images could be registered: the camera must move '
             'sideways between them, with half of the picture in common, and its focal length '
-            f'must be right ("{images[0].camera.to_words()}")'
+            f'must be right ("{images[0].camera.to_words()}"); or try the other '
+            'reconstruction.mapper'
         )
     if len(sizes) > 1:
         logger.warning(
@@ -264,25 +277,32 @@ def _map_incrementally(
         how,
         next_image_callback=lambda: next(bar, None) and None,
     )
-    for _ in bar:
-        pass
+    deque(bar, maxlen=0)
     return models
 
 
 def _map_globally(
     database: Path, out: Path, count: int, options: ReconstructionConfig, progress: Progress
 ) -> Any:
+    """Pan et al., "Global Structure-from-Motion Revisited", ECCV 2024; it has no steps to show."""
     import pycolmap
 
+    # It says on standard error what our caller says in a sentence.
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
     how = pycolmap.GlobalPipelineOptions()
     how.random_seed = 0
     how.min_model_size = 2
+    retriangulation = how.mapper.retriangulation
+    retriangulation.max_extra_param = retriangulation.max_focal_length_ratio = UNLIMITED
+    retriangulation.min_focal_length_ratio = 1 / UNLIMITED
     adjustment = how.mapper.bundle_adjustment
     adjustment.refine_focal_length = adjustment.refine_extra_params = options.refine_intrinsics
-    return pycolmap.global_mapping(str(database), str(out), str(out), how)
+    for _ in progress([count], 'register'):
+        models = pycolmap.global_mapping(str(database), str(out), str(out), how)
+    return models
 
 
-MAPPERS = {'incremental': _map_incrementally, 'global': _map_globally}
+MAPPERS = {'global': _map_globally, 'incremental': _map_incrementally}
 
 
 def _posed_images(model: Any, images: list[PosedImage]) -> list[PosedImage]:

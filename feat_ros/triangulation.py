@@ -25,7 +25,8 @@ Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 
 _CALIBRATED = 2  # COLMAP's two-view configuration: relative pose known
-_ANY = 1e9
+# What pycolmap's limits of plausible intrinsics are set to: those given are taken as they are.
+UNLIMITED = 1e9
 # A direction that observations don't fix gets a standard deviation of this many map units.
 _UNKNOWN_SIGMA = 1e3
 
@@ -35,7 +36,7 @@ class TriangulationConfig(Config):
     """Options of :func:`triangulate`."""
 
     min_angle_deg: float = option(
-        1.0, 'smallest angle between the rays of a point', minimum=0.01, maximum=90.0
+        0.3, 'smallest angle between the rays of a point', minimum=0.01, maximum=90.0
     )
     max_reprojection_error_px: float = option(
         4.0, 'largest reprojection error of a point, pixels', minimum=0.1, maximum=100.0
@@ -196,8 +197,8 @@ def pipeline_options() -> Any:
     for part in (options, options.mapper, options.triangulation):
         part.random_seed = 0
         # pycolmap drops all images of a camera that exceeds these, without a word.
-        part.max_extra_param = part.max_focal_length_ratio = _ANY
-        part.min_focal_length_ratio = 1 / _ANY
+        part.max_extra_param = part.max_focal_length_ratio = UNLIMITED
+        part.min_focal_length_ratio = 1 / UNLIMITED
     options.triangulation.ignore_two_view_tracks = False
     return options
 
