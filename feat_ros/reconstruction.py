@@ -53,7 +53,8 @@ _NEXT_IMAGES = 3
 # OpenCV's solver works on a plane: rays further off the axis vote later only.
 _MAX_TANGENT = 2.0
 _MIN_POINTS = 8
-_PANORAMIC = 5  # COLMAP's two-view configuration: no baseline
+# Half of the pairs see half of their points from directions further apart, or there is no depth.
+_LEAST_ANGLE_RAD = 0.002
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def estimate_poses(
             'rigid scene: take pictures that overlap by half or more, and check the camera '
             f'"{images[0].camera.to_words()}"'
         )
-    if all(geometry.config == _PANORAMIC for geometry in geometries.values()):
+    angles = [geometry.tri_angle for geometry in geometries.values()]
+    if np.median(angles) < _LEAST_ANGLE_RAD:
         raise MapError(
             f'the camera only turned between the {len(images)} images, which gives no depth: move '
             'it sideways'
