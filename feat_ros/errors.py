@@ -23,6 +23,10 @@ class MapError(FeatRosError):
     """A map folder is missing, damaged, incomplete or does not fit what is asked of it."""
 
 
+class NetworkError(FeatRosError):
+    """Weights, an exported network or what runs it is missing, damaged or does not fit."""
+
+
 class DataError(FeatRosError):
     """A text file, folder or COLMAP model that was given as input cannot be used."""
 

@@ -37,6 +37,7 @@ LEVEL_OF[''] = 0
 # Where alone a library may be imported, at the top of a file or inside a function.
 ONLY_IN = {
     'torch': ('models', 'runtimes.torch', 'export', 'training', 'bench'),
+    'onnx': ('export',),
     'onnxruntime': ('runtimes',),
     'tensorrt': ('runtimes',),
     'pycolmap': (

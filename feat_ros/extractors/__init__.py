@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from feat_ros import config
 from feat_ros.errors import ConfigError
+from feat_ros.extractors.learned import LearnedConfig, Sfd2Extractor, Sfd2LiteExtractor
 from feat_ros.extractors.sift import SiftConfig, SiftExtractor
 from feat_ros.image import Image
 from feat_ros.types import Features
@@ -36,6 +37,8 @@ class Extractor(Protocol):
 
 EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
     'sift': (SiftExtractor, SiftConfig),
+    'sfd2_lite': (Sfd2LiteExtractor, LearnedConfig),
+    'sfd2': (Sfd2Extractor, LearnedConfig),
 }
 
 

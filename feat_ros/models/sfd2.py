@@ -9,7 +9,8 @@ of the authors loads strictly; what only their code has, the stability head, is 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn, Tensor
@@ -64,15 +65,20 @@ class Sfd2(nn.Module):
     :param stability_exponent: scores are S x stability ^ this. 0 for weights trained by the
         paper, whose S already holds the stability; 1 for the authors' checkpoint, whose S does
         not: their code multiplies by the most probable group's.
+    :cvar size_multiple: what width and height of the image are best a multiple of.
+    :cvar published_options: what a checkpoint of the authors is made with.
+    :ivar options: what this network was made with, beside the number of keypoints.
     """
 
     descriptor_dim = 128
     size_multiple = _CELL
+    published_options: Mapping[str, Any] = {'stability_exponent': 1.0}
 
     def __init__(self, max_keypoints: int = 4096, stability_exponent: float = 0.0) -> None:
         super().__init__()
         self.max_keypoints = max_keypoints
         self.stability_exponent = stability_exponent
+        self.options = {'stability_exponent': stability_exponent}
         self.conv1a = _unit(3, 64)
         self.conv1b = nn.Sequential(_conv3(64, 64, stride=2))
         self.bn1b = _norm(64)

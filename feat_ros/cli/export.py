@@ -1,0 +1,83 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""``feat_ros export``: a network as an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from feat_ros.cli.common import add_command, check_writable
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``export``."""
+    parser = add_command(
+        commands,
+        'export',
+        'Export a network to ONNX, with its manifest beside it, and check on photographs that '
+        'ONNX Runtime finds in them what torch does.',
+        'feat_ros export --extractor sfd2_lite --size 640x480 --keypoints 1024 --out lite.onnx',
+    )
+    parser.add_argument('--extractor', required=True, metavar='NAME', help='which network')
+    parser.add_argument(
+        '--weights', type=Path, metavar='FILE',
+        help="its weights: .npz, or a checkpoint of torch (.pth); default: the package's own",
+    )  # fmt: skip
+    parser.add_argument(
+        '--size', type=_size, metavar='WxH',
+        help='the only size of its input, as TensorRT wants it; default: any',
+    )  # fmt: skip
+    parser.add_argument(
+        '--keypoints', type=_count, default=2048, metavar='K', help='most keypoints; default 2048'
+    )
+    parser.add_argument(
+        '--photo', type=Path, action='append', default=[], metavar='IMAGE',
+        help='a photograph to check on; repeat for more; default: pictures of a made-up street',
+    )  # fmt: skip
+    parser.add_argument(
+        '--shared-data', default='', metavar='NAME',
+        help='put the weights into a file of this name beside it, which exports for other numbers '
+        'of keypoints have in common',
+    )  # fmt: skip
+    parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='the .onnx file')
+    parser.set_defaults(run=run_export)
+
+
+def _size(word: str) -> tuple[int, int]:
+    if not re.fullmatch('[1-9][0-9]{0,4}x[1-9][0-9]{0,4}', word):
+        raise argparse.ArgumentTypeError(f'{word!r} is not a size such as 640x480')
+    width, height = map(int, word.split('x'))
+    return width, height
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f'{word!r} is not a number from 1')
+    return int(word)
+
+
+def run_export(args: argparse.Namespace) -> dict[str, Any]:
+    """Export a network; return its manifest."""
+    from feat_ros import config
+    from feat_ros.export import export_network, town_pictures
+    from feat_ros.image import read_image
+    from feat_ros.models.weights import get_network, load_weights
+    from feat_ros.runtimes import WEIGHTS
+
+    check_writable(args.out)
+    get_network(args.extractor)
+    weights = load_weights(args.weights or WEIGHTS / f'{args.extractor}.npz', args.extractor)
+    photographs = {str(path): read_image(path) for path in args.photo} or town_pictures()
+    manifest = export_network(
+        args.out, weights, args.keypoints, photographs, args.size, args.shared_data
+    )
+    print(f'{args.out}: {args.extractor}, {args.keypoints} keypoints, opset {manifest.opset}')
+    for name, parity in manifest.parity.items():
+        print(
+            f'  {name}: {parity["num"][0]} keypoints, {100 * parity["near"]:.2f} % within '
+            f'0.01 px of those of torch, cosine of descriptors {parity["cosine"]:.6f}'
+        )
+    return config.to_dict(manifest)

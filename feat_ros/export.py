@@ -1,0 +1,249 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""From torch to ONNX, with proof on photographs that both find the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from onnx.external_data_helper import set_external_data
+
+from feat_ros import config
+from feat_ros.camera import Camera
+from feat_ros.errors import NetworkError
+from feat_ros.extractors.learned import network_input
+from feat_ros.image import Image
+from feat_ros.models.weights import build_network, Weights
+from feat_ros.runtimes import NetworkManifest, NetworkOutput, output_from_arrays
+from feat_ros.runtimes.onnx import INPUTS, OnnxRuntime, OUTPUTS
+from feat_ros.town import Drive, frames, Town
+
+# What TensorRT 8.6 reads; torch itself exports the next one.
+OPSET = 17
+# Of a network of any size: the longer side of a parity photograph, and the largest input.
+_PARITY_SIZE, _LARGEST = 640, 8192
+# Share of the keypoints that must lie this near to one of the other, and their worst mean cosine.
+_NEAR_PX, _MIN_NEAR, _MIN_COSINE = 0.01, 0.995, 0.9999
+
+
+class Parity(NamedTuple):
+    """How the outputs of two runtimes on one image agree.
+
+    :ivar num: keypoints of both.
+    :ivar near: share of the first's keypoints that the second has within 0.01 px.
+    :ivar cosine: mean cosine of the descriptors of those.
+    :ivar stability: largest difference of their stability.
+    """
+
+    num: tuple[int, int]
+    near: float
+    cosine: float
+    stability: float
+
+
+def export_network(
+    out: Path,
+    weights: Weights,
+    max_keypoints: int,
+    photographs: Mapping[str, Image],
+    size_wh: tuple[int, int] | None = None,
+    shared_data: str = '',
+) -> NetworkManifest:
+    """Write a network as ``.onnx`` and its manifest beside it as ``.json``.
+
+    :param photographs: what torch and ONNX Runtime must agree on, by name.
+    :param size_wh: the only size of its input, as TensorRT wants it; None for any.
+    :param shared_data: name of a file beside it for the large arrays, which exports of the same
+        weights for other numbers of keypoints have in common; empty for one file.
+    :raises NetworkError: they do not agree, a size that is no multiple of the network's, or a
+        file that cannot be written; nothing is left then.
+    """
+    network = build_network(weights, max_keypoints)
+    multiple = network.size_multiple
+    if out.suffix != '.onnx':
+        raise NetworkError(f'{out} must end in .onnx')
+    if size_wh is not None and any(side % multiple for side in size_wh):
+        raise NetworkError(
+            f'size {size_wh[0]}x{size_wh[1]} does not fit {weights.network!r}: width and height '
+            f'must be multiples of {multiple}'
+        )
+    with _writing(out), TemporaryDirectory(dir=out.parent, prefix='.export-') as folder:
+        partial = Path(folder) / out.name
+        model = _to_onnx(network, multiple, size_wh)
+        if shared_data:
+            for tensor in model.graph.initializer:
+                if tensor.name in weights.arrays:
+                    set_external_data(tensor, shared_data)
+        onnx.save_model(model, str(partial))
+        manifest = NetworkManifest(
+            network=weights.network,
+            max_keypoints=max_keypoints,
+            descriptor_dim=network.descriptor_dim,
+            size_multiple=multiple,
+            size_wh=None if size_wh is None else list(size_wh),
+            sha256={
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in sorted(Path(folder).iterdir())
+            },
+            weights_sha256=weights.sha256,
+            provenance=weights.provenance,
+            opset=OPSET,
+            versions={name: version(name) for name in ('torch', 'onnx', 'onnxruntime')},
+        )
+        _write_manifest(partial, manifest)
+        exported = OnnxRuntime(partial, weights.network, max_keypoints)
+        parity = _check_parity(network, exported, photographs)
+        manifest = replace(manifest, parity=parity)
+        _write_manifest(partial, manifest)
+        # The manifest comes last: until then a file that was there before does not fit it.
+        for path in (*map(Path(folder).joinpath, manifest.sha256), partial.with_suffix('.json')):
+            path.chmod(0o644)
+            os.replace(path, out.parent / path.name)
+    return manifest
+
+
+def town_pictures() -> dict[str, Image]:
+    """Return pictures of a made-up street, for who has no photographs at hand."""
+    camera = Camera('PINHOLE', 640, 480, (500.0, 500.0, 320.0, 240.0))
+    drive = Drive(length_m=20.0, speed_mps=20.0, rate_hz=1.0)
+    street = frames(Town(seed=1).scene(drive), camera)
+    return {f'street at {time_s:g} s': frame.image for time_s, frame in street}
+
+
+def compare_outputs(first: NetworkOutput, second: NetworkOutput) -> Parity:
+    """Compare what two runtimes find in an image, whatever the order of equally strong ones."""
+    num = first.num, second.num
+    if 0 in num:
+        return Parity(num, float(num[0] == num[1]), 1.0, 0.0)
+    places, others = first.keypoints[: num[0]], second.keypoints[: num[1]]
+    nearest = np.empty(num[0], np.int64)
+    distance = np.empty(num[0])
+    for start in range(0, num[0], 512):
+        rows = slice(start, start + 512)
+        apart = np.abs(places[rows, None] - others[None]).max(axis=2)
+        nearest[rows], distance[rows] = apart.argmin(axis=1), apart.min(axis=1)
+    near = np.flatnonzero(distance <= _NEAR_PX)
+    if not len(near):
+        return Parity(num, 0.0, 0.0, 1.0)
+    cosine = np.sum(first.descriptors[near] * second.descriptors[nearest[near]], axis=1)
+    stability = np.abs(first.stability[near] - second.stability[nearest[near]])
+    return Parity(num, len(near) / max(num), float(cosine.mean()), float(stability.max()))
+
+
+def _check_parity(
+    network: Any, exported: OnnxRuntime, photographs: Mapping[str, Image]
+) -> dict[str, Any]:
+    found = {}
+    for name, photograph in photographs.items():
+        image, valid_wh = network_input(
+            photograph, _PARITY_SIZE if exported.size_wh is None else _LARGEST,
+            exported.size_multiple, exported.size_wh,
+        )  # fmt: skip
+        with torch.inference_mode():
+            arrays = network(torch.from_numpy(image)[None], torch.tensor(valid_wh).int())
+        expected = output_from_arrays([array.numpy() for array in arrays])
+        parity = compare_outputs(expected, exported(image, valid_wh))
+        if parity.near < _MIN_NEAR or parity.cosine < _MIN_COSINE:
+            raise NetworkError(
+                f'the exported network is off on {name}: {100 * parity.near:.2f} % of '
+                f'{parity.num[0]} keypoints within {_NEAR_PX} px ({100 * _MIN_NEAR} wanted), '
+                f'cosine of descriptors {parity.cosine:.6f} ({_MIN_COSINE} wanted); nothing was '
+                'written'
+            )
+        found[name] = parity._asdict() | {'num': list(parity.num)}
+    if not any(parity['num'][0] for parity in found.values()):
+        raise NetworkError(
+            'the parity photographs gave no keypoints, so they prove nothing: name others'
+        )
+    return found
+
+
+def _to_onnx(network: Any, multiple: int, size_wh: tuple[int, int] | None) -> Any:
+    width, height = size_wh or (12 * multiple, 10 * multiple)
+    shapes = None
+    if size_wh is None:
+        across, down = (
+            torch.export.Dim(name, min=2, max=_LARGEST // multiple) for name in ('w', 'h')
+        )
+        shapes = {'image': {1: multiple * down, 2: multiple * across}, 'valid_wh': None}
+    example = torch.zeros(1, height, width, 3, dtype=torch.uint8), torch.tensor([width, height])
+    with _quiet(), torch.inference_mode():
+        program = torch.onnx.export(
+            network, (example[0], example[1].int()), dynamo=True, dynamic_shapes=shapes,
+            input_names=INPUTS, output_names=OUTPUTS, opset_version=OPSET + 1, verbose=False,
+        )  # fmt: skip
+    model = _without_traces(program.model_proto)
+    _lower_opset(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _without_traces(model: Any) -> Any:
+    """Return a model without what the exporter notes of itself, source paths among it."""
+    for part in (model, model.graph, *model.graph.node):
+        part.ClearField('doc_string')
+        part.ClearField('metadata_props')
+    for values in (model.graph.value_info, model.graph.input, model.graph.output):
+        for value in values:
+            value.ClearField('metadata_props')
+    for tensor in model.graph.initializer:
+        tensor.ClearField('metadata_props')
+    return model
+
+
+def _lower_opset(model: Any) -> None:
+    """Make opset 17 of 18: of the operators used, reductions and equal splits alone differ."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == 'Split' and not node.input[1:]:
+            kept = [attribute for attribute in node.attribute if attribute.name == 'axis']
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        if node.op_type.startswith('Reduce') and node.op_type != 'ReduceSum' and node.input[1:]:
+            axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+            kept = [attribute for attribute in node.attribute if attribute.name == 'keepdims']
+            del node.input[1:], node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute('axes', axes)])
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid('', OPSET))
+
+
+def _write_manifest(path: Path, manifest: NetworkManifest) -> None:
+    text = json.dumps(config.to_dict(manifest), indent=1) + '\n'
+    path.with_suffix('.json').write_text(text, encoding='utf-8')
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the exporter says of its own future."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NetworkError(f'{path} cannot be written: {error.strerror or error}') from None

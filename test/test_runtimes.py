@@ -1,0 +1,429 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights on disk, exported networks, and that every runtime finds what torch finds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from feat_ros.cli import main
+from feat_ros.errors import ConfigError, NetworkError
+from feat_ros.extractors import create_extractor
+from feat_ros.image import Image, write_png
+from feat_ros.runtimes import open_network, read_manifest, Runtime, RUNTIMES
+
+torch = pytest.importorskip('torch', reason='torch is not installed')
+pytest.importorskip('onnx', reason='onnx is not installed')
+pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+
+from torch import nn, Tensor  # noqa: E402
+
+from feat_ros import export, runtimes  # noqa: E402
+from feat_ros.export import compare_outputs, export_network  # noqa: E402
+from feat_ros.models import weights as store  # noqa: E402
+from feat_ros.models.keypoints import clear_rows, split_places, strongest  # noqa: E402
+from feat_ros.models.weights import (  # noqa: E402
+    build_network,
+    get_network,
+    load_weights,
+    NETWORKS,
+    save_weights,
+    Weights,
+    weights_of,
+)
+
+K = 96
+SUFFIX = {'onnx': '.onnx', 'torch': '.npz'}
+
+
+class Tiny(nn.Module):
+    """The brightest pixels of one filter: a network that exports in a second."""
+
+    descriptor_dim = 4
+    size_multiple = 4
+    published_options: Mapping[str, Any] = {}
+
+    def __init__(self, max_keypoints: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.max_keypoints = max_keypoints
+        self.gain = gain
+        self.options = {'gain': gain}
+        self.filter = nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, image: Tensor, valid_wh: Tensor) -> tuple[Tensor, ...]:
+        score = self.gain * self.filter(image.permute(0, 3, 1, 2).float()).abs()
+        values, places = strongest(score, self.max_keypoints)
+        column, row = split_places(places, image.shape[2])
+        is_valid = (column < valid_wh[0]) & (row < valid_wh[1])
+        num = (values > 0).sum().to(torch.int32)
+        descriptors = torch.ones(self.max_keypoints, 4) / 2
+        return (
+            clear_rows(num, torch.stack([column, row], 1) + 0.5),
+            clear_rows(num, values),
+            clear_rows(num, descriptors),
+            clear_rows(num, is_valid.float()),
+            num,
+        )
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Weights:
+    monkeypatch.setattr(store, 'NETWORKS', {**NETWORKS, 'tiny': Tiny})
+    torch.manual_seed(0)
+    return weights_of(Tiny(5, gain=2.0), 'tiny', data=['a street'], seed=0)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image:
+    noise = np.random.default_rng(seed).normal(size=(height, width, 3))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
+    return np.clip(128 + 160 * smooth, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope='module', params=NETWORKS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with random weights of a network and their export, NAME.npz and NAME.onnx."""
+    name, folder = request.param, tmp_path_factory.mktemp('exported') / request.param
+    folder.mkdir()
+    torch.manual_seed(1)
+    weights = weights_of(get_network(name)(K), name, seed=1)
+    save_weights(folder / f'{name}.npz', weights)
+    export_network(folder / f'{name}.onnx', weights, K, {'noise': picture(150, 100)})
+    return folder
+
+
+# ---------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES)
+@pytest.mark.parametrize('size', [(64, 64), (160, 96), (96, 192)])
+def test_every_runtime_finds_what_the_network_finds(
+    exported: Path, runtime: str, size: tuple[int, int]
+) -> None:
+    """The network is called as it is, in eager float32; then the runtime with another K."""
+    name = exported.name
+    image, valid_wh = picture(*size), (size[0] - 9, size[1] - 2)
+    network = build_network(load_weights(exported / f'{name}.npz', name), K)
+    with torch.inference_mode():
+        arrays = network(torch.from_numpy(image)[None], torch.tensor(valid_wh).int())
+    expected = runtimes.output_from_arrays([array.numpy() for array in arrays])
+    model = str(exported / f'{name}{SUFFIX[runtime]}')
+    opened = open_network(name, K, runtime, model)
+    assert (opened.name, opened.size_wh) == (runtime, None)
+    parity = compare_outputs(expected, opened(image, valid_wh))
+    assert parity.num[0] == parity.num[1] > 15
+    assert parity.near >= 0.995
+    assert parity.cosine >= 0.9999
+    assert parity.stability < 1e-3
+    few = open_network(name, 8, runtime, model)(image, valid_wh)
+    assert few.num == 8
+    assert [len(part) for part in few[:-1]] == [8] * 4
+
+
+def test_parity_is_judged_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    descriptors = rng.normal(size=(700, 8)).astype(np.float32)
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    first = runtimes.NetworkOutput(
+        rng.uniform(0, 500, (700, 2)).astype(np.float32), np.ones(700, np.float32),
+        descriptors, np.full(700, 0.5, np.float32), 690,
+    )  # fmt: skip
+    assert compare_outputs(first, first) == ((690, 690), 1.0, pytest.approx(1.0), 0.0)
+    order = np.r_[rng.permutation(690), 690:700]
+    turned = first._replace(
+        keypoints=first.keypoints[order], descriptors=first.descriptors[order]
+    )  # fmt: skip
+    assert compare_outputs(first, turned)[1:3] == (1.0, pytest.approx(1.0))
+    moved = first._replace(keypoints=first.keypoints + np.where(np.arange(700) < 69, 0.02, 0)[:, None])
+    assert compare_outputs(first, moved).near == pytest.approx(0.9)
+    other = first._replace(descriptors=-descriptors, num=600)
+    assert compare_outputs(first, other)[1:3] == (pytest.approx(600 / 690), pytest.approx(-1.0))
+    none = first._replace(num=0)
+    assert compare_outputs(none, none).near == 1
+    assert compare_outputs(first, none).near == 0
+    assert compare_outputs(first, first._replace(keypoints=first.keypoints + 9)).near == 0
+
+
+def test_a_runtime_is_an_extractor(exported: Path) -> None:
+    """By name, through files: the same features whatever runs the network."""
+    name, found = exported.name, {}
+    for runtime, suffix in SUFFIX.items():
+        model = str(exported / f'{name}{suffix}')
+        extractor = create_extractor(name, max_keypoints=50, max_image_size=100, model=model)
+        found[runtime] = extractor(picture(150, 90))
+        assert extractor.descriptor_dim == found[runtime].descriptors.shape[1] == 128
+    torch_found, onnx_found = found['torch'], found['onnx']
+    assert len(torch_found) == len(onnx_found) > 10
+    assert np.abs(torch_found.keypoints - onnx_found.keypoints).max() < 0.01
+
+
+# ---------------------------------------------------------------- choice
+
+
+def test_auto_takes_the_first_that_works(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = exported.name
+    monkeypatch.setattr(runtimes, 'WEIGHTS', exported)
+    caplog.set_level('INFO', 'feat_ros.runtimes')
+    assert open_network(name, 10).name == 'torch'
+    assert f'{name} runs by torch; not onnx: the package has no weights' in caplog.text
+    for suffix in ('.onnx', '.json'):
+        shutil.copy(exported / f'{name}{suffix}', exported / f'{name}_{K}{suffix}')
+    with pytest.raises(NetworkError, match='does not fit|describes'):
+        open_network(name, 10, 'onnx')
+    beside = exported / f'{name}_{K}.json'
+    beside.write_text(beside.read_text().replace(f'{name}.onnx', f'{name}_{K}.onnx'))
+    assert open_network(name, 10).name == 'onnx'
+    with pytest.raises(NetworkError, match=rf'at most {K} keypoints and 97 are asked for'):
+        open_network(name, K + 1, 'onnx')
+    assert open_network(name, K + 1).name == 'torch'
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    monkeypatch.delitem(sys.modules, 'feat_ros.runtimes.onnx')
+    assert open_network(name, 10).name == 'torch'
+    assert "not onnx: Python package 'onnxruntime' is not installed" in caplog.text
+
+
+def test_without_weights_there_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, 'WEIGHTS', tmp_path)
+    with pytest.raises(NetworkError, match=r"'sfd2' cannot run: onnx: the package has no weights"):
+        create_extractor('sfd2')
+    with pytest.raises(NetworkError, match=r'torch: weights .*sfd2\.npz do not exist'):
+        create_extractor('sfd2', runtime='torch')
+    with pytest.raises(NetworkError, match=r'must end in \.onnx, \.npz, \.pth, \.pt'):
+        create_extractor('sfd2', model='net.engine')
+    with pytest.raises(NetworkError, match=r"'onnx' does not read net\.npz: 'torch' does"):
+        create_extractor('sfd2', runtime='onnx', model='net.npz')
+    with pytest.raises(ConfigError, match='choose one of auto, onnx, torch'):
+        create_extractor('sfd2', runtime='tenosrrt')
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_weights_come_back_as_they_were(tmp_path: Path, tiny: Weights) -> None:
+    save_weights(tmp_path / 'tiny.npz', tiny)
+    assert [path.name for path in tmp_path.iterdir()] == ['tiny.npz']
+    read = load_weights(tmp_path / 'tiny.npz', 'tiny')
+    assert (read.network, read.options, read.provenance) == (
+        'tiny', {'gain': 2.0}, {'data': ['a street'], 'seed': 0},
+    )  # fmt: skip
+    assert read.sha256 == tiny.sha256
+    assert list(read.arrays) == ['filter.weight', 'filter.bias']
+    network = build_network(read, 7)
+    assert (network.max_keypoints, network.gain, network.training) == (7, 2.0, False)
+    assert_array_equal(network.filter.weight.detach().numpy(), tiny.arrays['filter.weight'])
+
+
+def test_weights_that_are_no_good(tmp_path: Path, tiny: Weights) -> None:
+    path = tmp_path / 'tiny.npz'
+    with pytest.raises(NetworkError, match='do not exist'):
+        load_weights(path, 'tiny')
+    with pytest.raises(NetworkError, match='cannot be written'):
+        save_weights(tmp_path / 'nowhere' / 'tiny.npz', tiny)
+    save_weights(path, tiny)
+    with pytest.raises(NetworkError, match="holds weights of 'tiny', not of 'sfd2'"):
+        load_weights(path, 'sfd2')
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays['filter.bias'] = arrays['filter.bias'] + 1
+    np.savez(path, **arrays)
+    with pytest.raises(NetworkError, match='their hash is wrong: copy them again'):
+        load_weights(path, 'tiny')
+    whole = path.read_bytes()
+    for content in (b'', b'hello', whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(NetworkError, match='or is damaged: copy it again'):
+            load_weights(path, 'tiny')
+    np.savez(path, weight=np.array([{'code': 1}], object))
+    with pytest.raises(NetworkError, match='or is damaged: copy it again'):
+        load_weights(path, 'tiny')
+    wrong = Weights('tiny', {'filter.weight': np.zeros((2, 2), np.float32)}, {}, {})
+    with pytest.raises(NetworkError, match="weights do not fit network 'tiny': "):
+        build_network(wrong, 3)
+    with pytest.raises(ConfigError, match="unknown network 'sdf2'; choose one of: sfd2"):
+        get_network('sdf2')
+
+
+def wrapped(state: dict[str, Tensor]) -> dict[str, Any]:
+    """As the authors save it: beside the weights the options of their command line."""
+    return {'model': state, 'args': argparse.Namespace(network='ressegnetv2', lr=1e-4)}
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        wrapped,
+        dict,
+        lambda state: {'state_dict': {f'module.{k}': v for k, v in state.items()}},
+    ],
+    ids=['with options', 'alone', 'DataParallel'],
+)
+def test_a_checkpoint_of_the_authors_loads_strictly(
+    tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any]
+) -> None:
+    torch.manual_seed(2)
+    state = get_network('sfd2')().state_dict()
+    path = tmp_path / 'published.pth'
+    torch.save(wrap(state), path)
+    network = build_network(load_weights(path, 'sfd2'), 9)
+    assert network.stability_exponent == 1
+    for name, value in network.state_dict().items():
+        assert_array_equal(value.numpy(), state[name].numpy())
+    short = dict(state)
+    del short['convPb.bias']
+    torch.save(wrap(short), path)
+    with pytest.raises(NetworkError, match=r'Missing key.*convPb\.bias'):
+        build_network(load_weights(path, 'sfd2'), 9)
+
+
+class Evil:
+    """Runs code when a pickle with it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say what is run."""
+        return (exec, ('raise SystemExit("the checkpoint ran code")',))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    path = tmp_path / 'evil.pth'
+    torch.save({'model': {}, 'args': Evil()}, path)
+    with pytest.raises(NetworkError, match='could run code: save its state dict alone'):
+        load_weights(path, 'sfd2')
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(NetworkError, match='could run code|not a checkpoint'):
+        load_weights(path, 'sfd2')
+    path.write_bytes(b'hello')
+    with pytest.raises(NetworkError, match='damaged'):
+        load_weights(path, 'sfd2')
+    torch.save({'model': {}}, path)
+    with pytest.raises(NetworkError, match='holds no state dict|more than tensors'):
+        load_weights(path, 'sfd2')
+    torch.save([1, 2], path)
+    with pytest.raises(NetworkError, match='holds no state dict'):
+        load_weights(path, 'sfd2')
+    torch.save({'epoch': 3}, path)
+    with pytest.raises(NetworkError, match='more than tensors'):
+        load_weights(path, 'sfd2')
+
+
+# ---------------------------------------------------------------- export
+
+
+def export_tiny(folder: Path, tiny: Weights, name: str = 'tiny', **options: Any) -> Path:
+    out = folder / f'{name}.onnx'
+    export_network(out, tiny, 5, {'noise': picture(33, 21)}, **options)
+    return out
+
+
+def test_a_manifest_says_what_was_exported(tmp_path: Path, tiny: Weights) -> None:
+    out = export_tiny(tmp_path, tiny, size_wh=(32, 24))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['tiny.json', 'tiny.onnx']
+    manifest = read_manifest(out)
+    assert (manifest.network, manifest.max_keypoints, manifest.size_wh) == ('tiny', 5, [32, 24])
+    assert manifest.weights_sha256 == tiny.sha256
+    assert manifest.provenance == tiny.provenance
+    assert manifest.parity['noise']['near'] == 1
+    onnx = pytest.importorskip('onnx')
+    model = onnx.load(str(out))
+    assert [entry.version for entry in model.opset_import] == [17]
+    # No path of this machine, nor anything else of the source, is in the file.
+    assert b'.py' not in out.read_bytes()
+
+
+def test_a_fixed_size_takes_any_image_and_no_other_size(tmp_path: Path, tiny: Weights) -> None:
+    opened: Runtime = open_network('tiny', 5, model=str(export_tiny(tmp_path, tiny, size_wh=(32, 24))))
+    assert opened.size_wh == (32, 24)
+    with pytest.raises(NetworkError, match='width and height must be multiples of 4'):
+        export_tiny(tmp_path, tiny, size_wh=(30, 24))
+
+
+def test_exports_share_their_weights(tmp_path: Path, tiny: Weights) -> None:
+    first = export_tiny(tmp_path, tiny, 'tiny_5', shared_data='tiny.data')
+    second = export_tiny(tmp_path, tiny, 'tiny_6', shared_data='tiny.data')
+    names = [set(read_manifest(path).sha256) for path in (first, second)]
+    assert names == [{'tiny_5.onnx', 'tiny.data'}, {'tiny_6.onnx', 'tiny.data'}]
+    for path in (first, second):
+        assert open_network('tiny', 5, model=str(path))(picture(32, 32), (32, 32)).num == 5
+    (tmp_path / 'tiny.data').write_bytes(b'other')
+    with pytest.raises(NetworkError, match=r'tiny\.data is missing, damaged or not the file'):
+        open_network('tiny', 5, model=str(first))
+
+
+def test_exported_files_that_are_no_good(tmp_path: Path, tiny: Weights) -> None:
+    out = export_tiny(tmp_path, tiny)
+    beside, whole = out.with_suffix('.json'), out.read_bytes()
+
+    def refused(match: str, max_keypoints: int = 5, network: str = 'tiny') -> None:
+        with pytest.raises(NetworkError, match=match):
+            open_network(network, max_keypoints, model=str(out))
+
+    refused("holds network 'tiny', not 'sfd2'", network='sfd2')
+    refused('gives at most 5 keypoints and 6 are asked for: set max_keypoints=5', 6)
+    out.write_bytes(whole[:-1])
+    refused('damaged or not the file that')
+    manifest = json.loads(beside.read_text())
+    out.write_bytes(b'hello')
+    manifest['sha256'] = {'tiny.onnx': runtimes.hashlib.sha256(b'hello').hexdigest()}
+    beside.write_text(json.dumps(manifest))
+    refused('cannot load')
+    beside.write_text('{"network": 3}')
+    refused('is not the manifest of a network')
+    beside.unlink()
+    refused('copy tiny.onnx and tiny.json together')
+
+
+def test_an_export_that_is_off_is_not_written(
+    tmp_path: Path, tiny: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NetworkError, match=r'must end in \.onnx'):
+        export_network(tmp_path / 'tiny.engine', tiny, 5, {})
+    black = {'black': np.zeros((24, 24, 3), np.uint8)}
+    silent = Weights('tiny', {k: 0 * v for k, v in tiny.arrays.items()}, {}, {})
+    with pytest.raises(NetworkError, match='gave no keypoints, so they prove nothing'):
+        export_network(tmp_path / 'tiny.onnx', silent, 5, black)
+    true_run = export.OnnxRuntime.__call__
+
+    def shifted(self: Any, image: Image, valid_wh: tuple[int, int]) -> Any:
+        found = true_run(self, image, valid_wh)
+        return found._replace(keypoints=found.keypoints + 0.02)
+
+    monkeypatch.setattr(export.OnnxRuntime, '__call__', shifted)
+    with pytest.raises(NetworkError, match=r'off on noise: 0\.00 % of 5 keypoints'):
+        export_tiny(tmp_path, tiny)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NetworkError, match='cannot be written'):
+        export_tiny(tmp_path / 'nowhere', tiny)
+
+
+def test_the_command(
+    tmp_path: Path, tiny: Weights, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(tmp_path / 'tiny.npz', tiny)
+    write_png(tmp_path / 'photo.png', picture(40, 30))
+    words = ['export', '--extractor', 'tiny', '--weights', str(tmp_path / 'tiny.npz')]
+    out = str(tmp_path / 'tiny.onnx')
+    photo = ['--photo', str(tmp_path / 'photo.png')]
+    assert main([*words, '--keypoints', '6', *photo, '--out', out]) == 0
+    assert '6 keypoints, opset 17' in capsys.readouterr().out
+    assert main([*words, '--size', '32x24', '--out', out, '--json', f'{out}.json']) == 0
+    assert 'street at 0 s: 2048 keypoints' in capsys.readouterr().out.replace('768', '2048')
+    assert json.loads(Path(f'{out}.json').read_text())['size_wh'] == [32, 24]
+    assert main(['export', '--extractor', 'sfd3', '--out', out]) == 1
+    assert "unknown network 'sfd3'" in capsys.readouterr().err
+    for bad in (['--size', '640'], ['--keypoints', '0']):
+        with pytest.raises(SystemExit):
+            main([*words, *bad, '--out', out])
