@@ -23,14 +23,12 @@ import torch
 from onnx.external_data_helper import set_external_data
 
 from feat_ros import config
-from feat_ros.camera import Camera
 from feat_ros.errors import NetworkError
 from feat_ros.extractors.learned import network_input
 from feat_ros.image import Image
 from feat_ros.models.weights import build_network, Weights
 from feat_ros.runtimes import NetworkManifest, NetworkOutput, output_from_arrays
 from feat_ros.runtimes.onnx import INPUTS, OnnxRuntime, OUTPUTS
-from feat_ros.town import Drive, frames, Town
 
 # What TensorRT 8.6 reads; torch itself exports the next one.
 OPSET = 17
@@ -114,14 +112,6 @@ def export_network(
             path.chmod(0o644)
             os.replace(path, out.parent / path.name)
     return manifest
-
-
-def town_pictures() -> dict[str, Image]:
-    """Return pictures of a made-up street, for who has no photographs at hand."""
-    camera = Camera('PINHOLE', 640, 480, (500.0, 500.0, 320.0, 240.0))
-    drive = Drive(length_m=20.0, speed_mps=20.0, rate_hz=1.0)
-    street = frames(Town(seed=1).scene(drive), camera)
-    return {f'street at {time_s:g} s': frame.image for time_s, frame in street}
 
 
 def compare_outputs(first: NetworkOutput, second: NetworkOutput) -> Parity:
@@ -229,16 +219,15 @@ def _write_manifest(path: Path, manifest: NetworkManifest) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what the exporter says of its own future."""
-    logger = logging.getLogger('torch.onnx')
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Leave out what the exporter says of its own future, and its trace of every node."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
 
 
 @contextmanager

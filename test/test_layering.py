@@ -24,7 +24,7 @@ LEVELS = {
     4: 'localizer',
     5: 'map_builder build_folder bag_images reconstruction triangulation pose_noise alignment '
     'colmap_files export trajectory bags evaluation report town plots server',
-    6: 'replay bench training',
+    6: 'replay bench feature_bench training',
     7: 'cli nodes dds',
     8: '__main__',
 }
@@ -36,7 +36,7 @@ LEVEL_OF[''] = 0
 
 # Where alone a library may be imported, at the top of a file or inside a function.
 ONLY_IN = {
-    'torch': ('models', 'runtimes.torch', 'export', 'training', 'bench'),
+    'torch': ('models', 'runtimes.torch', 'export', 'training', 'bench', 'feature_bench'),
     'onnx': ('export',),
     'onnxruntime': ('runtimes',),
     'tensorrt': ('runtimes',),

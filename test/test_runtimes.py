@@ -97,7 +97,11 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     name, folder = request.param, tmp_path_factory.mktemp('exported') / request.param
     folder.mkdir()
     torch.manual_seed(1)
-    weights = weights_of(get_network(name)(K), name, seed=1)
+    network = get_network(name)(K)
+    if name == 'sfd2':
+        # As it comes, random, all scores are nearly equal and the weakest kept is anyone's.
+        nn.init.normal_(network.convPb.weight, std=5.0)
+    weights = weights_of(network, name, seed=1)
     save_weights(folder / f'{name}.npz', weights)
     export_network(folder / f'{name}.onnx', weights, K, {'noise': picture(150, 100)})
     return folder
@@ -145,7 +149,9 @@ def test_parity_is_judged_as_it_says() -> None:
         keypoints=first.keypoints[order], descriptors=first.descriptors[order]
     )  # fmt: skip
     assert compare_outputs(first, turned)[1:3] == (1.0, pytest.approx(1.0))
-    moved = first._replace(keypoints=first.keypoints + np.where(np.arange(700) < 69, 0.02, 0)[:, None])
+    moved = first._replace(
+        keypoints=first.keypoints + np.where(np.arange(700) < 69, 0.02, 0)[:, None]
+    )
     assert compare_outputs(first, moved).near == pytest.approx(0.9)
     other = first._replace(descriptors=-descriptors, num=600)
     assert compare_outputs(first, other)[1:3] == (pytest.approx(600 / 690), pytest.approx(-1.0))
@@ -310,7 +316,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(NetworkError, match='damaged'):
         load_weights(path, 'sfd2')
     torch.save({'model': {}}, path)
-    with pytest.raises(NetworkError, match='holds no state dict|more than tensors'):
+    with pytest.raises(NetworkError, match='holds no state dict'):
         load_weights(path, 'sfd2')
     torch.save([1, 2], path)
     with pytest.raises(NetworkError, match='holds no state dict'):
@@ -345,7 +351,9 @@ def test_a_manifest_says_what_was_exported(tmp_path: Path, tiny: Weights) -> Non
 
 
 def test_a_fixed_size_takes_any_image_and_no_other_size(tmp_path: Path, tiny: Weights) -> None:
-    opened: Runtime = open_network('tiny', 5, model=str(export_tiny(tmp_path, tiny, size_wh=(32, 24))))
+    opened: Runtime = open_network(
+        'tiny', 5, model=str(export_tiny(tmp_path, tiny, size_wh=(32, 24)))
+    )
     assert opened.size_wh == (32, 24)
     with pytest.raises(NetworkError, match='width and height must be multiples of 4'):
         export_tiny(tmp_path, tiny, size_wh=(30, 24))
@@ -409,21 +417,19 @@ def test_an_export_that_is_off_is_not_written(
         export_tiny(tmp_path / 'nowhere', tiny)
 
 
-def test_the_command(
-    tmp_path: Path, tiny: Weights, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(tmp_path: Path, tiny: Weights, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(tmp_path / 'tiny.npz', tiny)
     write_png(tmp_path / 'photo.png', picture(40, 30))
-    words = ['export', '--extractor', 'tiny', '--weights', str(tmp_path / 'tiny.npz')]
-    out = str(tmp_path / 'tiny.onnx')
-    photo = ['--photo', str(tmp_path / 'photo.png')]
-    assert main([*words, '--keypoints', '6', *photo, '--out', out]) == 0
-    assert '6 keypoints, opset 17' in capsys.readouterr().out
-    assert main([*words, '--size', '32x24', '--out', out, '--json', f'{out}.json']) == 0
-    assert 'street at 0 s: 2048 keypoints' in capsys.readouterr().out.replace('768', '2048')
+    photo, out = str(tmp_path / 'photo.png'), str(tmp_path / 'tiny.onnx')
+    words = ['export', '--photo', photo, '--out', out, '--json', f'{out}.json', '--extractor']
+    tiny_words = [*words, 'tiny', '--weights', str(tmp_path / 'tiny.npz')]
+    assert main([*tiny_words, '--size', '32x24', '--keypoints', '6']) == 0
+    text = capsys.readouterr().out
+    assert '6 keypoints, opset 17' in text
+    assert 'photo.png: 6 keypoints, 100.00 % within 0.01 px' in text
     assert json.loads(Path(f'{out}.json').read_text())['size_wh'] == [32, 24]
-    assert main(['export', '--extractor', 'sfd3', '--out', out]) == 1
+    assert main([*words, 'sfd3']) == 1
     assert "unknown network 'sfd3'" in capsys.readouterr().err
     for bad in (['--size', '640'], ['--keypoints', '0']):
         with pytest.raises(SystemExit):
-            main([*words, *bad, '--out', out])
+            main([*tiny_words, *bad])

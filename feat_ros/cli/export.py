@@ -19,7 +19,8 @@ def add_parser(commands: Any) -> None:
         'export',
         'Export a network to ONNX, with its manifest beside it, and check on photographs that '
         'ONNX Runtime finds in them what torch does.',
-        'feat_ros export --extractor sfd2_lite --size 640x480 --keypoints 1024 --out lite.onnx',
+        'feat_ros export --extractor sfd2_lite --size 640x480 --keypoints 1024 --photo yard.jpg '
+        '--out lite.onnx',
     )
     parser.add_argument('--extractor', required=True, metavar='NAME', help='which network')
     parser.add_argument(
@@ -34,8 +35,8 @@ def add_parser(commands: Any) -> None:
         '--keypoints', type=_count, default=2048, metavar='K', help='most keypoints; default 2048'
     )
     parser.add_argument(
-        '--photo', type=Path, action='append', default=[], metavar='IMAGE',
-        help='a photograph to check on; repeat for more; default: pictures of a made-up street',
+        '--photo', type=Path, required=True, nargs='+', metavar='IMAGE',
+        help='photographs, best of where it will be used, to check the export on',
     )  # fmt: skip
     parser.add_argument(
         '--shared-data', default='', metavar='NAME',
@@ -62,7 +63,7 @@ def _count(word: str) -> int:
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
     """Export a network; return its manifest."""
     from feat_ros import config
-    from feat_ros.export import export_network, town_pictures
+    from feat_ros.export import export_network
     from feat_ros.image import read_image
     from feat_ros.models.weights import get_network, load_weights
     from feat_ros.runtimes import WEIGHTS
@@ -70,7 +71,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     check_writable(args.out)
     get_network(args.extractor)
     weights = load_weights(args.weights or WEIGHTS / f'{args.extractor}.npz', args.extractor)
-    photographs = {str(path): read_image(path) for path in args.photo} or town_pictures()
+    photographs = {str(path): read_image(path) for path in args.photo}
     manifest = export_network(
         args.out, weights, args.keypoints, photographs, args.size, args.shared_data
     )

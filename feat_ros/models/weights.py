@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,9 @@ def build_network(weights: Weights, max_keypoints: int) -> Any:
 
 def _read_checkpoint(path: Path) -> Arrays:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # Of another version of pickle it warns, then refuses all the same.
+            warnings.simplefilter('ignore', UserWarning)
             content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
         raise NetworkError(

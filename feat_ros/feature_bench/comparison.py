@@ -1,0 +1,199 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""All the comparisons in one report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+
+from feat_ros.bench import same_threads, take_turns
+from feat_ros.errors import DataError
+from feat_ros.extractors import create_extractor, Extractor, extractor_config
+from feat_ros.feature_bench.localization import (
+    LIGHT,
+    localization_rows,
+    localize_sets,
+    read_posed_set,
+)
+from feat_ros.feature_bench.matching import (
+    accuracy_curve,
+    ANGLES_DEG,
+    ERRORS_PX,
+    match_sets,
+    match_turned,
+    matching_rows,
+    read_homography_sets,
+)
+from feat_ros.feature_bench.semantics import label_keypoints, read_labelled, semantic_rows
+from feat_ros.image import Image, read_image
+from feat_ros.semantics import get_label_table
+from feat_ros.types import JsonDict
+
+logger = logging.getLogger(__name__)
+
+_TIMED_WH = (640, 480)
+
+
+@dataclass(frozen=True)
+class FeatureData:
+    """What there is to compare on; a part without data is left out of the report.
+
+    :ivar homographies: a folder of sets, see :func:`read_homography_sets`.
+    :ivar posed: folders, see :func:`read_posed_set`.
+    :ivar labelled: a folder, see :func:`read_labelled`, with ids of ``label_table``.
+    """
+
+    homographies: Path | None = None
+    posed: Sequence[Path] = field(default_factory=tuple)
+    labelled: Path | None = None
+    label_table: str = 'camvid'
+
+
+def make_extractor(name: str, max_keypoints: int, max_size: int, xfeat: Path | None) -> Extractor:
+    """Return an extractor with what of the options it has; ``xfeat`` from its weights.
+
+    :raises ConfigError, NetworkError: it cannot be made.
+    """
+    options: dict[str, Any] = {'max_keypoints': max_keypoints, 'max_image_size': max_size}
+    if name == 'xfeat':
+        from feat_ros.feature_bench.xfeat import XFeatConfig, XFeatExtractor
+
+        if xfeat is None:
+            raise DataError(
+                'xfeat is a competitor without weights of its own: name them (--xfeat)'
+            )
+        return XFeatExtractor(XFeatConfig(weights=str(xfeat), **options))
+    known = {each.name for each in fields(extractor_config(name))}
+    return create_extractor(name, **{key: options[key] for key in options if key in known})
+
+
+def compare_features(
+    make: Mapping[str, Callable[[], Extractor]], data: FeatureData, repeat: int = 10
+) -> JsonDict:
+    """Compare extractors on all the data there is.
+
+    :param make: how to make each.
+    :param repeat: how often each is timed, in turns.
+    :returns: ``tables`` of rows for :func:`feat_ros.bench.format_report`, ``curves`` for
+        :func:`plot_comparison`, and under ``notes`` what was left out and why.
+    :raises DataError: data that is there but cannot be read.
+    """
+    threads = same_threads()
+    extractors = {name: one() for name, one in make.items()}
+    tables: dict[str, list[JsonDict]] = {}
+    curves: JsonDict = {'errors_px': list(ERRORS_PX), 'angles_deg': list(ANGLES_DEG)}
+    notes: list[str] = []
+    timed: Image | None = None
+    if homographies := _existing(data.homographies, 'matching', notes):
+        sets = read_homography_sets(homographies)
+        timed = read_image(sets[0].images[0])
+        found = {name: match_sets(sets, extract) for name, extract in extractors.items()}
+        tables |= matching_rows(found)
+        curves['accuracy'] = {name: accuracy_curve(each) for name, each in found.items()}
+        turned = {name: match_turned(sets, extract) for name, extract in extractors.items()}
+        curves['turned'] = {name: list(each.values()) for name, each in turned.items()}
+        tables['matching: share within 3 px of the image turned by degrees'] = [
+            {'name': name} | {f'{angle}': share for angle, share in each.items()}
+            for name, each in turned.items()
+        ]
+    posed = [folder for folder in data.posed if _existing(folder, 'localization', notes)]
+    if posed:
+        with TemporaryDirectory() as work:
+            errors = {}
+            for number, (name, one) in enumerate(make.items()):
+                logger.info('localization: %s', name)
+                errors[name] = localize_sets(
+                    [read_posed_set(folder) for folder in posed], one, Path(work) / str(number)
+                )
+        tables |= localization_rows(errors)
+        curves['errors_m'] = {
+            name: {light: np.concatenate([each[light][:, 0] for each in sets.values()]).tolist()
+                   for light in LIGHT}
+            for name, sets in errors.items()
+        }  # fmt: skip
+    elif not data.posed:
+        _existing(None, 'localization', notes)
+    if labelled_folder := _existing(data.labelled, 'semantics', notes):
+        table, pictures = get_label_table(data.label_table), read_labelled(labelled_folder)
+        timed = read_image(pictures[0].image) if timed is None else timed
+        labelled = {
+            name: label_keypoints(pictures, table, extract) for name, extract in extractors.items()
+        }
+        tables['semantics: of the 1000 strongest'] = semantic_rows(labelled, table)
+    tables['milliseconds, 640x480'] = _time_rows(extractors, timed, repeat)
+    return {
+        'threads': threads, 'tables': tables, 'curves': curves, 'notes': notes, 'checks': [],
+    }  # fmt: skip
+
+
+def plot_comparison(path: str | Path, curves: JsonDict) -> None:
+    """Draw matching accuracy, rotation, and recall by day and night (PNG).
+
+    :raises DataError: nothing to draw, or the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    panels: list[tuple[str, str, list[float], dict[str, list[float]]]] = []
+    if 'accuracy' in curves:
+        panels.append(('matches within', 'pixels', curves['errors_px'], curves['accuracy']))
+        panels.append(
+            ('matches within 3 px', 'turned by degrees', curves['angles_deg'], curves['turned'])
+        )
+    limits = np.linspace(0, 0.5, 51)
+    for light in LIGHT if 'errors_m' in curves else ():
+        recall = {
+            name: [float(np.mean(np.array(each[light]) <= limit)) for limit in limits]
+            for name, each in curves['errors_m'].items()
+        }
+        panels.append((f'localized, {light}', 'metres', limits.tolist(), recall))
+    if not panels:
+        raise DataError('there is no curve to draw: name data for matching or localization')
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout='constrained')
+    for axes, (title, unit, at, lines) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
+    ):
+        for name, values in lines.items():
+            axes.plot(at, values, label=name)
+        axes.set(title=title, xlabel=unit, ylim=(0, 1))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise DataError(f'picture {path} cannot be written: {error}') from None
+
+
+def _existing(folder: Path | None, part: str, notes: list[str]) -> Path | None:
+    if folder is not None and folder.is_dir():
+        return folder
+    why = 'no folder was named' if folder is None else f'{folder} does not exist'
+    notes.append(f'{part} left out: {why}')
+    return None
+
+
+def _time_rows(
+    extractors: Mapping[str, Extractor], photograph: Image | None, repeat: int
+) -> list[JsonDict]:
+    if photograph is None:
+        noise = np.random.default_rng(0).normal(size=(*_TIMED_WH[::-1], 3))
+        smooth = cv2.GaussianBlur(noise, (0, 0), 2)
+        photograph = np.clip(128 + 200 * smooth, 0, 255).astype(np.uint8)
+    image = np.asarray(cv2.resize(photograph, _TIMED_WH, interpolation=cv2.INTER_AREA), np.uint8)
+    runs = take_turns(dict(extractors), [image] * repeat)
+    return [
+        {
+            'name': name,
+            'median_ms': float(np.median(taken.ms)),
+            'min_ms': min(taken.ms),
+            'keypoints': len(taken.results[0]),
+        }
+        for name, taken in runs.items()
+    ]
