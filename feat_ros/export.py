@@ -27,7 +27,7 @@ from feat_ros.errors import NetworkError
 from feat_ros.extractors.learned import network_input
 from feat_ros.image import Image
 from feat_ros.models.weights import build_network, Weights
-from feat_ros.runtimes import NetworkManifest, NetworkOutput, output_from_arrays
+from feat_ros.runtimes.contract import NetworkManifest, NetworkOutput, output_from_arrays
 from feat_ros.runtimes.onnx import INPUTS, OnnxRuntime, OUTPUTS
 
 # What TensorRT 8.6 reads; torch itself exports the next one.
@@ -72,6 +72,8 @@ def export_network(
     """
     network = build_network(weights, max_keypoints)
     multiple = network.size_multiple
+    if not photographs:
+        raise NetworkError('there are no photographs to check the export on: name some')
     if out.suffix != '.onnx':
         raise NetworkError(f'{out} must end in .onnx')
     if size_wh is not None and any(side % multiple for side in size_wh):

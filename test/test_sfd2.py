@@ -68,7 +68,7 @@ def network() -> Any:
 def picture(width: int, height: int, seed: int = 0) -> Image:
     noise = np.random.default_rng(seed).normal(size=(height, width, 3))
     smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
-    return np.clip(128 + 160 * smooth, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(128 + 160 * smooth, 0, 255), np.uint8)
 
 
 def run(network: Any, image: Image, valid_wh: tuple[int, int] | None = None) -> list[Any]:
@@ -135,7 +135,7 @@ def test_the_keypoints_are_those_of_a_slow_loop(
             for column in (left, left + 1):
                 weight = (1 - abs(x / 4 - 0.5 - column)) * (1 - abs(y / 4 - 0.5 - row))
                 inside = np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)
-                total = total + weight * values[(..., *inside)]
+                total = total + weight * values[..., inside[0], inside[1]]
         return total
 
     for y, x in np.ndindex(*score.shape):

@@ -11,7 +11,8 @@ import numpy as np
 
 from feat_ros.config import Config, option
 from feat_ros.image import check_image, Image
-from feat_ros.runtimes import open_network, padded_size
+from feat_ros.runtimes import open_network
+from feat_ros.runtimes.contract import padded_size
 from feat_ros.types import Features
 
 

@@ -156,7 +156,8 @@ def repeatability(
     Of both directions the mean; distances are measured in the second image.
     """
     there = apply_homography(homography, first.keypoints.astype(np.float64))
-    back = apply_homography(np.linalg.inv(homography), second.keypoints.astype(np.float64))
+    inverse = np.asarray(np.linalg.inv(homography), np.float64)
+    back = apply_homography(inverse, second.keypoints.astype(np.float64))
     there = there[_is_inside(there, other)]
     seen = second.keypoints[_is_inside(back, image)].astype(float)
     if not len(there) or not len(seen):
@@ -218,7 +219,7 @@ def _corner_error(source: Float, target: Float, homography: Float, image: Image)
     if estimate is None:
         return np.inf
     height, width = image.shape[:2]
-    corners = np.array([(0, 0), (width, 0), (0, height), (width, height)], float)
+    corners = np.array([(0, 0), (width, 0), (0, height), (width, height)], np.float64)
     apart = apply_homography(np.asarray(estimate), corners) - apply_homography(homography, corners)
     return float(np.linalg.norm(apart, axis=1).mean())
 

@@ -11,7 +11,7 @@ import onnxruntime
 
 from feat_ros.errors import NetworkError
 from feat_ros.image import Image
-from feat_ros.runtimes import NetworkOutput, output_from_arrays, read_manifest
+from feat_ros.runtimes.contract import NetworkOutput, output_from_arrays, read_manifest
 
 INPUTS = ('image', 'valid_wh')
 OUTPUTS = ('keypoints', 'scores', 'descriptors', 'stability', 'num')

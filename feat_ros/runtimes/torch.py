@@ -10,7 +10,7 @@ import torch
 
 from feat_ros.image import Image
 from feat_ros.models.weights import build_network, load_weights
-from feat_ros.runtimes import NetworkOutput, output_from_arrays
+from feat_ros.runtimes.contract import NetworkOutput, output_from_arrays
 
 
 class TorchRuntime:
