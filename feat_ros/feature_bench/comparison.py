@@ -18,6 +18,7 @@ from feat_ros.bench import same_threads, take_turns
 from feat_ros.errors import DataError
 from feat_ros.extractors import create_extractor, Extractor, extractor_config
 from feat_ros.feature_bench.localization import (
+    Float,
     LIGHT,
     localization_rows,
     localize_sets,
@@ -114,11 +115,7 @@ def compare_features(
                     [read_posed_set(folder) for folder in posed], one, Path(work) / str(number)
                 )
         tables |= localization_rows(errors)
-        curves['errors_m'] = {
-            name: {light: np.concatenate([each[light][:, 0] for each in sets.values()]).tolist()
-                   for light in LIGHT}
-            for name, sets in errors.items()
-        }  # fmt: skip
+        curves['errors_m'] = {name: _pooled(sets) for name, sets in errors.items()}
     elif not data.posed:
         _existing(None, 'localization', notes)
     if labelled_folder := _existing(data.labelled, 'semantics', notes):
@@ -150,7 +147,7 @@ def plot_comparison(path: str | Path, curves: JsonDict) -> None:
     limits = np.linspace(0, 0.5, 51)
     for light in LIGHT if 'errors_m' in curves else ():
         recall = {
-            name: [float(np.mean(np.array(each[light]) <= limit)) for limit in limits]
+            name: [float(np.mean(np.array(each[light], float) <= limit)) for limit in limits]
             for name, each in curves['errors_m'].items()
         }
         panels.append((f'localized, {light}', 'metres', limits.tolist(), recall))
@@ -169,6 +166,17 @@ def plot_comparison(path: str | Path, curves: JsonDict) -> None:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
         raise DataError(f'picture {path} cannot be written: {error}') from None
+
+
+def _pooled(sets: Mapping[str, Mapping[str, Float]]) -> dict[str, list[float | None]]:
+    """Return the errors in metres of all sets in each light; None where there is no pose."""
+    pooled = {
+        light: np.concatenate([each[light][:, 0] for each in sets.values()]) for light in LIGHT
+    }
+    return {
+        light: [float(value) if np.isfinite(value) else None for value in values]
+        for light, values in pooled.items()
+    }
 
 
 def _existing(folder: Path | None, part: str, notes: list[str]) -> Path | None:

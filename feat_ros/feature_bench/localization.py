@@ -122,11 +122,15 @@ def localization_rows(
             | _summary(np.concatenate([sets[name][condition] for name in sets]))
             for extractor, sets in found.items()
         ]
-    names = list(dict.fromkeys(name for sets in found.values() for name in sets))
-    tables['localization: median error by day, millimetres or thousandths'] = [
-        {'name': extractor}
-        | {name[:13]: _finite(1e3 * float(np.median(sets[name]['day'][:, 0]))) for name in names}
+    medians: dict[str, dict[str, float]] = {
+        extractor: {
+            name[:13]: 1e3 * float(np.median(each['day'][:, 0])) for name, each in sets.items()
+        }
         for extractor, sets in found.items()
+    }
+    tables['localization: median error by day, mm (thousandths where there is no scale)'] = [
+        {'name': extractor} | {name: value for name, value in row.items() if np.isfinite(value)}
+        for extractor, row in medians.items()
     ]
     return tables
 
@@ -143,7 +147,3 @@ def _summary(errors: Float) -> dict[str, float]:
         for limit, angle in (_FINE, _COARSE)
     }
     return {**recall, 'auc_10cm': area_under_recall(metres), 'queries': len(errors)}
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -232,13 +232,12 @@ def _read_homography(folder: Path, number: str) -> Float:
     path = folder / f'H1to{number}p.xml'
     try:
         if path.exists():
-            storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
-            matrix: Any = storage.root().getNode(storage.root().keys()[0]).mat()
+            text = next(ElementTree.parse(path).iter('data')).text or ''
         else:
             path = folder / f'H1to{number}p'
-            matrix = np.loadtxt(path)
-        matrix = np.asarray(matrix, float).reshape(3, 3)
-    except (OSError, ValueError, TypeError, IndexError, cv2.error):
+            text = path.read_text()
+        matrix = np.array(text.split(), np.float64).reshape(3, 3)
+    except (OSError, ValueError, StopIteration, ElementTree.ParseError):
         raise DataError(f'{path} is not a homography of 3x3 numbers') from None
     half = np.eye(3)
     half[:2, 2] = 0.5
