@@ -43,6 +43,8 @@ setup(
     extras_require={
         'map': MAP,
         'onnx': ['onnxruntime'],
+        # What torch exports with, and ONNX Runtime to check it.
+        'export': ['onnx', 'onnxscript', 'onnxruntime'],
         # The one place that names the version; 'make torch' installs it without CUDA.
         'train': ['torch==2.13.0'],
         'dds': ['cyclonedds'],
