@@ -32,6 +32,12 @@ from feat_ros.runtimes.onnx import INPUTS, OnnxRuntime, OUTPUTS
 
 # What TensorRT 8.6 reads; torch itself exports the next one.
 OPSET = 17
+# Attributes of operators that opset 18 added, at the values that torch gives them without effect.
+_NEW_ATTRIBUTES = {
+    'Reduce': ('noop_with_empty_axes',),
+    'Resize': ('antialias', 'axes', 'keep_aspect_ratio_policy'),
+    'Split': ('num_outputs',),
+}
 # Of a network of any size: the longer side of a parity photograph, and the largest input.
 _PARITY_SIZE, _LARGEST = 640, 8192
 # Share of the keypoints that must lie this near to one of the other, and their worst mean cosine.
@@ -198,18 +204,18 @@ def _without_traces(model: Any) -> Any:
 
 
 def _lower_opset(model: Any) -> None:
-    """Make opset 17 of 18: of the operators used, reductions and equal splits alone differ."""
+    """Make opset 17 of 18: drop attributes at their defaults, and put axes where they stood."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == 'Split' and not node.input[1:]:
-            kept = [attribute for attribute in node.attribute if attribute.name == 'axis']
-            del node.attribute[:]
-            node.attribute.extend(kept)
-        if node.op_type.startswith('Reduce') and node.op_type != 'ReduceSum' and node.input[1:]:
+        is_reduction = node.op_type.startswith('Reduce') and node.op_type != 'ReduceSum'
+        new = _NEW_ATTRIBUTES.get('Reduce' if is_reduction else node.op_type, ())
+        kept = [attribute for attribute in node.attribute if attribute.name not in new]
+        if is_reduction and node.input[1:]:
             axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
-            kept = [attribute for attribute in node.attribute if attribute.name == 'keepdims']
-            del node.input[1:], node.attribute[:]
-            node.attribute.extend([*kept, onnx.helper.make_attribute('axes', axes)])
+            kept.append(onnx.helper.make_attribute('axes', axes))
+            del node.input[1:]
+        del node.attribute[:]
+        node.attribute.extend(kept)
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid('', OPSET))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from feat_ros.config import Config, option
 from feat_ros.image import check_image, Image
-from feat_ros.runtimes import open_network
+from feat_ros.runtimes import open_network, RUNTIMES
 from feat_ros.runtimes.contract import padded_size
 from feat_ros.types import Features
 
@@ -25,7 +25,7 @@ class LearnedConfig(Config):
         1024, 'longer side in pixels above which an image is scaled down first', minimum=64
     )
     runtime: str = option(
-        'auto', 'what runs the network', choices=('auto', 'onnx', 'torch')
+        'auto', 'what runs the network', choices=('auto', *RUNTIMES)
     )  # fmt: skip
     model: str = option(
         '', "an exported network (.onnx) or weights (.npz, .pth); the package's own where empty"

@@ -25,7 +25,7 @@ from feat_ros.types import JsonDict, PoseEstimate
 Float = npt.NDArray[np.float64]
 
 # Light of each condition, as a share of daylight.
-LIGHT = {'day': 1.0, 'night 5 %': 0.05, 'night 2 %': 0.02}
+LIGHT = {'day': 1.0, 'night 5 %': 0.05, 'night 2 %': 0.02, 'night 0.5 %': 0.005}
 # Electrons of a white pixel by day, and the noise of reading one: a small industrial camera.
 _WHITE_ELECTRONS, _READ_ELECTRONS = 10_000.0, 5.0
 _GAMMA = 2.2
