@@ -29,6 +29,7 @@ from feat_ros.image import Image
 from feat_ros.models.weights import build_network, Weights
 from feat_ros.runtimes.contract import NetworkManifest, NetworkOutput, output_from_arrays
 from feat_ros.runtimes.onnx import INPUTS, OnnxRuntime, OUTPUTS
+from feat_ros.tensorrt_operators import tensorrt_faults
 
 # What TensorRT 8.6 reads; torch itself exports the next one.
 OPSET = 17
@@ -90,6 +91,7 @@ def export_network(
     with _writing(out), TemporaryDirectory(dir=out.parent, prefix='.export-') as folder:
         partial = Path(folder) / out.name
         model = _to_onnx(network, multiple, size_wh)
+        faults = tensorrt_faults(model)
         if shared_data:
             for tensor in model.graph.initializer:
                 if tensor.name in weights.arrays:
@@ -108,6 +110,7 @@ def export_network(
             weights_sha256=weights.sha256,
             provenance=weights.provenance,
             opset=OPSET,
+            tensorrt_faults=faults,
             versions={name: version(name) for name in ('torch', 'onnx', 'onnxruntime')},
         )
         _write_manifest(partial, manifest)

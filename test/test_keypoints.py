@@ -175,11 +175,17 @@ def test_a_mirrored_map_has_mirrored_keypoints(rng: np.random.Generator, axis: i
         _, places = pieces.strongest(peaks, 60)
         column, row = pieces.split_places(places, values.shape[1])
         offset = pieces.quadratic_offset(as_map(values), column, row)
-        return np.array(torch.stack([column, row], 1) + 0.5 + offset, np.float32)
+        found: Float32 = (torch.stack([column, row], 1) + 0.5 + offset).numpy()
+        return found
 
     mirrored = find(np.flip(score, axis))
     mirrored[:, 1 - axis] = extent - mirrored[:, 1 - axis]
     assert_allclose(mirrored, find(score), atol=1e-4)
+
+
+def test_what_is_above_is_counted() -> None:
+    count = pieces.count_above(torch.tensor([0.4, 0.5, 0.6, 0.0, 9.0]), 0.5)
+    assert (int(count), count.dtype, count.shape) == (2, torch.int32, ())
 
 
 def test_rows_from_num_on_are_cleared() -> None:

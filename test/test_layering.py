@@ -23,7 +23,7 @@ LEVELS = {
     3: 'runtimes extractors weights',
     4: 'localizer',
     5: 'map_builder build_folder bag_images reconstruction triangulation pose_noise alignment '
-    'colmap_files export trajectory bags evaluation report town plots server',
+    'colmap_files export tensorrt_operators trajectory bags evaluation report town plots server',
     6: 'replay bench feature_bench training',
     7: 'cli nodes dds',
     8: '__main__',
@@ -37,7 +37,7 @@ LEVEL_OF[''] = 0
 # Where alone a library may be imported, at the top of a file or inside a function.
 ONLY_IN = {
     'torch': ('models', 'runtimes.torch', 'export', 'training', 'bench', 'feature_bench'),
-    'onnx': ('export',),
+    'onnx': ('export', 'tensorrt_operators'),
     'onnxruntime': ('runtimes',),
     'tensorrt': ('runtimes',),
     'pycolmap': (

@@ -142,6 +142,7 @@ def test_every_runtime_finds_what_the_network_finds(
     name, count = manifest.network, manifest.max_keypoints
     weights = load_weights(files['torch'], name)
     assert weights.sha256 == manifest.weights_sha256
+    assert manifest.tensorrt_faults == []
     image, valid_wh = picture(*size), (size[0] - 9, size[1] - 2)
     with torch.inference_mode():
         arrays = build_network(weights, count)(
@@ -371,6 +372,7 @@ def test_a_manifest_says_what_was_exported(tiny_export: Path, tiny: Weights) -> 
     assert manifest.weights_sha256 == tiny.sha256
     assert manifest.provenance == tiny.provenance
     assert manifest.parity['noise']['near'] == 1
+    assert manifest.tensorrt_faults == []
     assert [entry.version for entry in onnx.load(str(out)).opset_import] == [17]
     # No path of this machine, nor anything else of the source, is in the file.
     assert b'.py' not in out.read_bytes()

@@ -81,4 +81,6 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
             f'  {name}: {parity["num"][0]} keypoints, {100 * parity["near"]:.2f} % within '
             f'0.01 px of those of torch, cosine of descriptors {parity["cosine"]:.6f}'
         )
+    for fault in manifest.tensorrt_faults:
+        print(f'  TensorRT 8.5 would not take {fault}')
     return config.to_dict(manifest)

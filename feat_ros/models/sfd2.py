@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from feat_ros.models.keypoints import (
     clear_rows,
+    count_above,
     inside,
     keep_maxima,
     normalise,
@@ -134,7 +135,7 @@ class Sfd2(nn.Module):
         keypoints = torch.stack([column, row], 1) + 0.5 + quadratic_offset(score, column, row)
         on_map = keypoints / _DESCRIPTOR_STRIDE
         descriptors = functional.normalize(sample_bilinear(maps.descriptors, on_map), dim=1)
-        num = (values > _THRESHOLD).sum().to(torch.int32)
+        num = count_above(values, _THRESHOLD)
         return (
             clear_rows(num, keypoints),
             clear_rows(num, values),
@@ -176,7 +177,7 @@ def expected_stability(stability_logits: Tensor) -> Tensor:
 
 def _has_contrast(image: Tensor) -> Tensor:
     """Whether anything (1, 1, H, W) is to be seen around a pixel: no keypoints in plain black."""
-    grey = image.permute(0, 3, 1, 2).float().mean(1, keepdim=True)
+    grey = image.float().permute(0, 3, 1, 2).mean(1, keepdim=True)
     return window_maximum(grey, _RADIUS) > -window_maximum(-grey, _RADIUS)
 
 

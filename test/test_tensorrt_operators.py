@@ -1,0 +1,68 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs that TensorRT would not take are found out, node by node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip('onnx', reason='onnx is not installed')
+
+from onnx import helper, TensorProto  # noqa: E402
+
+from feat_ros.tensorrt_operators import tensorrt_faults  # noqa: E402
+
+
+def graph(*nodes: Any, **constants: Any) -> Any:
+    """A model with inputs ``bytes``, ``floats`` and ``ints`` of (1, 1, 8, 8)."""
+    kinds = {'bytes': TensorProto.UINT8, 'floats': TensorProto.FLOAT, 'ints': TensorProto.INT64}
+    inputs = [helper.make_tensor_value_info(n, kind, [1, 1, 8, 8]) for n, kind in kinds.items()]
+    arrays = [onnx.numpy_helper.from_array(np.array(v), name) for name, v in constants.items()]
+    output = helper.make_tensor_value_info('out', TensorProto.UNDEFINED, None)
+    return helper.make_model(
+        helper.make_graph(nodes, 'test', inputs, [output], arrays),
+        opset_imports=[helper.make_opsetid('', 17)],
+    )
+
+
+@pytest.mark.parametrize(
+    ('node', 'fault'),
+    [
+        (helper.make_node('Cast', ['bytes'], ['out'], 'n', to=TensorProto.FLOAT), None),
+        (helper.make_node('Transpose', ['bytes'], ['out'], 'n'), 'Transpose n: bytes is UINT8'),
+        (helper.make_node('Relu', ['floats'], ['out'], 'n'), None),
+        (helper.make_node('Clip', ['ints'], ['out'], 'n'), 'Clip n: ints is INT64'),
+        (helper.make_node('Add', ['ints', 'ints'], ['out'], 'n'), None),
+        (helper.make_node('ReduceSum', ['ints'], ['out'], 'n'), 'ReduceSum n: ints is INT64'),
+        (helper.make_node('NonZero', ['floats'], ['out'], 'n'), 'NonZero n: no such operator'),
+        (helper.make_node('TopK', ['floats', 'few'], ['out', 'i'], 'n', axis=3), None),
+        (
+            helper.make_node('TopK', ['floats', 'many'], ['out', 'i'], 'n', axis=3),
+            'TopK n: its K is 3841, more than 3840',
+        ),
+        (
+            helper.make_node('TopK', ['floats', 'ints'], ['out', 'i'], 'n', axis=3),
+            'TopK n: its K is not constant',
+        ),
+        (
+            helper.make_node('Resize', ['floats', '', 'scales'], ['out'], 'n', mode='cubic'),
+            'Resize n: its mode is cubic',
+        ),
+        (helper.make_node('Resize', ['floats', '', 'scales'], ['out'], 'n', mode='linear'), None),
+    ],
+)  # fmt: skip
+def test_each_node_is_judged(node: Any, fault: str | None) -> None:
+    model = graph(node, few=[5], many=[3841], scales=np.array([1, 1, 2, 2], np.float32))
+    assert tensorrt_faults(model) == ([fault] if fault else [])
+
+
+def test_types_are_followed_through_the_graph() -> None:
+    model = graph(
+        helper.make_node('Equal', ['floats', 'floats'], ['same'], 'a'),
+        helper.make_node('Not', ['same'], ['other'], 'b'),
+        helper.make_node('Exp', ['other'], ['out'], 'c'),
+    )
+    assert tensorrt_faults(model) == ['Exp c: other is BOOL']
