@@ -29,7 +29,7 @@ from feat_ros.image import Image
 from feat_ros.models.weights import build_network, Weights
 from feat_ros.runtimes.contract import NetworkManifest, NetworkOutput, output_from_arrays
 from feat_ros.runtimes.onnx import INPUTS, OnnxRuntime, OUTPUTS
-from feat_ros.tensorrt_operators import tensorrt_faults
+from feat_ros.tensorrt_operators import replace_whole_number_operators, tensorrt_faults
 
 # What TensorRT 8.6 reads; torch itself exports the next one.
 OPSET = 17
@@ -91,7 +91,7 @@ def export_network(
     with _writing(out), TemporaryDirectory(dir=out.parent, prefix='.export-') as folder:
         partial = Path(folder) / out.name
         model = _to_onnx(network, multiple, size_wh)
-        faults = tensorrt_faults(model)
+        faults = [] if size_wh is None else tensorrt_faults(model)
         if shared_data:
             for tensor in model.graph.initializer:
                 if tensor.name in weights.arrays:
@@ -189,6 +189,7 @@ def _to_onnx(network: Any, multiple: int, size_wh: tuple[int, int] | None) -> An
         )  # fmt: skip
     model = _without_traces(program.model_proto)
     _lower_opset(model)
+    replace_whole_number_operators(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx
+from onnx import helper
 
 _TOP_K_LIMIT = 3840
 _FLOAT, _INT, _BOOL = 'float', 'int', 'bool'
@@ -34,8 +35,8 @@ def _operators(names: str, *kinds: str) -> dict[str, tuple[str, ...]]:
 _OPERATORS = {
     **_operators(
         """ArgMax BatchNormalization Clip ConstantOfShape Conv DepthToSpace Exp Floor Gemm
-        GridSample Log MatMul MaxPool Pow Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin
-        ReduceSum Relu Resize Sigmoid Softmax Sqrt TopK""",
+        GridSample LeakyRelu Log MatMul MaxPool Pow Reciprocal ReduceL2 ReduceMax ReduceMean
+        ReduceMin ReduceSum Relu Resize Sigmoid Softmax Sqrt TopK""",
         _FLOAT,
     ),
     **_operators(
@@ -62,19 +63,65 @@ def tensorrt_faults(model: Any) -> list[str]:
 
     :param model: an ``onnx.ModelProto`` with its large arrays inside or beside it.
     """
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for values in (inferred.value_info, inferred.input, inferred.output)
-        for value in values
-    }
-    constants = {tensor.name: tensor for tensor in inferred.initializer}
-    types |= {name: tensor.data_type for name, tensor in constants.items()}
+    types = _types(model)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     return [
         f'{node.op_type} {node.name}: {fault}'
-        for node in inferred.node
+        for node in model.graph.node
         for fault in _faults(node, types, constants)
     ]
+
+
+def replace_whole_number_operators(model: Any) -> None:
+    """Limit whole numbers by Max and Min, and sum them as floats, exact up to 2^24.
+
+    TensorRT 8.5 has Clip and ReduceSum for floats only.
+    """
+    types, nodes = _types(model), []
+    for node in model.graph.node:
+        kind = types.get(node.input[0]) if node.input else None
+        if _KIND.get(kind) == _INT and node.op_type == 'Clip':
+            nodes += _limits(node)
+        elif _KIND.get(kind) == _INT and node.op_type == 'ReduceSum':
+            nodes += _float_sum(node, kind)
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _limits(node: Any) -> list[Any]:
+    limits = [(op, name) for op, name in zip(('Max', 'Min'), node.input[1:], strict=False) if name]
+    source, made = node.input[0], []
+    for number, (op, limit) in enumerate(limits, start=1):
+        target = node.output[0] if number == len(limits) else f'{node.output[0]}_{op}'
+        made.append(helper.make_node(op, [source, limit], [target], f'{node.name}_{op}'))
+        source = target
+    return made
+
+
+def _float_sum(node: Any, kind: Any) -> list[Any]:
+    source, target = f'{node.output[0]}_from', f'{node.output[0]}_sum'
+    total = onnx.NodeProto()
+    total.CopyFrom(node)
+    total.input[0], total.output[0] = source, target
+    return [
+        helper.make_node(
+            'Cast', [node.input[0]], [source], f'{node.name}_from', to=onnx.TensorProto.FLOAT
+        ),
+        total,
+        helper.make_node('Cast', [target], [node.output[0]], f'{node.name}_to', to=kind),
+    ]
+
+
+def _types(model: Any) -> dict[str, int]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for values in (graph.value_info, graph.input, graph.output)
+        for value in values
+    }
+    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def _faults(node: Any, types: dict[str, int], constants: dict[str, Any]) -> Iterator[str]:

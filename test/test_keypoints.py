@@ -183,11 +183,6 @@ def test_a_mirrored_map_has_mirrored_keypoints(rng: np.random.Generator, axis: i
     assert_allclose(mirrored, find(score), atol=1e-4)
 
 
-def test_what_is_above_is_counted() -> None:
-    count = pieces.count_above(torch.tensor([0.4, 0.5, 0.6, 0.0, 9.0]), 0.5)
-    assert (int(count), count.dtype, count.shape) == (2, torch.int32, ())
-
-
 def test_rows_from_num_on_are_cleared() -> None:
     values = torch.arange(1, 13).reshape(4, 3)
     for num in range(5):

@@ -13,7 +13,10 @@ onnx = pytest.importorskip('onnx', reason='onnx is not installed')
 
 from onnx import helper, TensorProto  # noqa: E402
 
-from feat_ros.tensorrt_operators import tensorrt_faults  # noqa: E402
+from feat_ros.tensorrt_operators import (  # noqa: E402
+    replace_whole_number_operators,
+    tensorrt_faults,
+)
 
 
 def graph(*nodes: Any, **constants: Any) -> Any:
@@ -66,3 +69,31 @@ def test_types_are_followed_through_the_graph() -> None:
         helper.make_node('Exp', ['other'], ['out'], 'c'),
     )
     assert tensorrt_faults(model) == ['Exp c: other is BOOL']
+
+
+def test_whole_numbers_are_limited_and_summed_otherwise() -> None:
+    """The same values as before, in operators that are in the table."""
+    onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    model = graph(
+        helper.make_node('Clip', ['ints', 'low', 'high'], ['both'], 'a'),
+        helper.make_node('Clip', ['both', '', 'high'], ['one'], 'b'),
+        helper.make_node('Clip', ['floats'], ['same'], 'c'),
+        helper.make_node('ReduceSum', ['one', 'axes'], ['out'], 'd', keepdims=0),
+        low=-3, high=5, axes=[2],
+    )  # fmt: skip
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info('out', TensorProto.INT64, None))
+    values = np.random.default_rng(0).integers(-9, 9, (1, 1, 8, 8))
+    inputs = {
+        'ints': values, 'floats': np.zeros((1, 1, 8, 8), np.float32),
+        'bytes': np.zeros((1, 1, 8, 8), np.uint8),
+    }  # fmt: skip
+    assert len(tensorrt_faults(model)) == 6
+    replace_whole_number_operators(model)
+    assert tensorrt_faults(model) == []
+    assert [node.op_type for node in model.graph.node] == [
+        'Max', 'Min', 'Min', 'Clip', 'Cast', 'ReduceSum', 'Cast',
+    ]  # fmt: skip
+    model.ir_version = 8
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (found,) = session.run(None, inputs)
+    np.testing.assert_array_equal(found, np.clip(values, -3, 5).sum(axis=2))

@@ -70,7 +70,7 @@ def strongest(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
         found.append((values, places))
     values = torch.cat([pair[0] for pair in found])
     places = torch.cat([pair[1] for pair in found])
-    return values, _clamp(places, last)
+    return values, places.clamp(max=last)
 
 
 def split_places(places: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -82,15 +82,10 @@ def split_places(places: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def take_pixels(values: Tensor, column: Tensor, row: Tensor) -> Tensor:
     """Return the values (N, C) of a map (1, C, H, W) at whole pixels (N,), clamped to the map."""
     _, channels, height, width = values.shape
-    at = _clamp(row, height - 1) * width + _clamp(column, width - 1)
+    at = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
     if channels == 1:
         return values.reshape(-1).index_select(0, at)[:, None]
     return values.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, at)
-
-
-def _clamp(index: Tensor, last: int) -> Tensor:
-    """Clamp whole numbers to 0 and ``last``; TensorRT's Clip takes no whole numbers."""
-    return torch.where(index < 0, 0, torch.where(index > last, last, index))
 
 
 def sample_bilinear(values: Tensor, points: Tensor) -> Tensor:
@@ -142,11 +137,6 @@ def quadratic_offset(score: Tensor, column: Tensor, row: Tensor) -> Tensor:
 def _vertex(slope: Tensor, bend: Tensor) -> Tensor:
     curved = bend < 0
     return torch.where(curved, -slope / torch.where(curved, bend, -torch.ones_like(bend)), 0.0)
-
-
-def count_above(values: Tensor, threshold: float) -> Tensor:
-    """Return how many of (K,) are above a threshold, int32 (); TensorRT sums no whole numbers."""
-    return (values > threshold).float().sum().to(torch.int32)
 
 
 def clear_rows(num: Tensor, values: Tensor) -> Tensor:

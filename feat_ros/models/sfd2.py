@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from feat_ros.models.keypoints import (
     clear_rows,
-    count_above,
     inside,
     keep_maxima,
     normalise,
@@ -135,7 +134,7 @@ class Sfd2(nn.Module):
         keypoints = torch.stack([column, row], 1) + 0.5 + quadratic_offset(score, column, row)
         on_map = keypoints / _DESCRIPTOR_STRIDE
         descriptors = functional.normalize(sample_bilinear(maps.descriptors, on_map), dim=1)
-        num = count_above(values, _THRESHOLD)
+        num = (values > _THRESHOLD).sum().to(torch.int32)
         return (
             clear_rows(num, keypoints),
             clear_rows(num, values),

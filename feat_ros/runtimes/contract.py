@@ -78,7 +78,9 @@ class NetworkManifest(Config):
     opset: int = option(0, "version of ONNX's operators")
     precision: str = option('fp32', 'type of its numbers', choices=('fp32',))
     versions: dict[str, Any] = option(dict, 'of the packages that exported it')
-    tensorrt_faults: list[str] = option(list, 'nodes that TensorRT 8.5 would not take')
+    tensorrt_faults: list[str] = option(
+        list, 'nodes that TensorRT 8.5 would not take; of one size'
+    )
     parity: dict[str, Any] = option(dict, 'how it agrees with the network in torch')
 
 
