@@ -372,7 +372,7 @@ def test_xfeat_finds_the_same_in_a_turned_copy(scene: Pictures) -> None:
     assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, atol=1e-5)
     turned, homography = turn(image, 5)
     found = score_pair(features, extractor(turned), homography, image, turned)
-    assert found.accuracy[2] > 0.7
+    assert found.accuracy[2] > 0.6
     assert found.corner_px < 3
 
 
