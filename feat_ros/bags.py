@@ -256,7 +256,7 @@ class Bag:
         :raises KeyError: no message of the bag is of the type, or has one inside.
         """
         for connection in self._reader.connections:
-            store = self._store_of(connection, _full_type(connection.msgtype))
+            store = self._ros2_store_of(connection, _full_type(connection.msgtype))
             if kind in store.fielddefs:
                 return [(name, *_element(what)) for name, what in store.fielddefs[kind][1]]
         raise KeyError(kind)
@@ -274,7 +274,7 @@ class Bag:
                 connection, recorded_ns, data = next(raw_messages)
                 if self._is_ros1:
                     kind = _full_type(connection.msgtype)
-                    data = self._store_of(connection, kind).ros1_to_cdr(data, kind)
+                    data = self._ros2_store_of(connection, kind).ros1_to_cdr(data, kind)
             except StopIteration:
                 return
             except BagError:
@@ -391,6 +391,20 @@ class Bag:
         key = (kind, connection.msgdef)
         if key not in self._stores:
             self._stores[key] = self._make_store(connection.msgdef, kind)
+        return self._stores[key]
+
+    def _ros2_store_of(self, connection: Any, kind: str) -> Any:
+        """Return the same types as ROS 2 has them: its headers have no sequence number."""
+        store, key = self._store_of(connection, kind), (f'{kind} in ROS 2', connection.msgdef)
+        if not self._is_ros1 or 'std_msgs/msg/Header' not in store.fielddefs:
+            return store
+        if key not in self._stores:
+            from rosbags.typesys import get_typestore, Stores
+
+            constants, fields = store.fielddefs['std_msgs/msg/Header']
+            without = constants, [field for field in fields if field[0] != 'seq']
+            self._stores[key] = get_typestore(Stores.EMPTY)
+            self._stores[key].register({**store.fielddefs, 'std_msgs/msg/Header': without})
         return self._stores[key]
 
     def _make_store(self, definition: Any, kind: str) -> Any:

@@ -355,7 +355,7 @@ class LocalizationServer:
         try:
             return self._process(frame, ms)
         except FeatRosError as error:
-            _LOG.warning('frame at %d ns: %s', frame.stamp_ns, error)
+            _LOG.debug('frame at %d ns: %s', frame.stamp_ns, error)
             return FrameRecord(frame.stamp_ns, 'refused', detail=str(error), ms=ms)
 
     def _process(self, frame: Frame, ms: dict[str, float]) -> FrameRecord:

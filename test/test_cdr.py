@@ -118,6 +118,7 @@ def test_a_picture_is_not_copied() -> None:
     assert data == encode(name, {'data': picture.tobytes()})
     image = decode(name, data)
     np.testing.assert_array_equal(image.data, picture)
+    assert decode(name, encode(name, {'data': b''})).data.size == 0
     data[-1] = 99
     assert image.data[-1] == 99
 

@@ -129,9 +129,10 @@ def _put(buffer: bytearray, kind: str, value: Any) -> None:
 def _put_array(buffer: bytearray, field: Field, value: Any) -> None:
     is_numbers = field.kind in PRIMITIVES
     if is_numbers:
-        is_raw = isinstance(value, bytes | bytearray | memoryview)
-        make = np.frombuffer if is_raw and len(value) else np.asarray
-        value = make(value, f'<{PRIMITIVES[field.kind]}').reshape(-1)
+        dtype = f'<{PRIMITIVES[field.kind]}'
+        if isinstance(value, bytes | bytearray | memoryview):
+            value = np.frombuffer(value, dtype) if len(value) else ()
+        value = np.asarray(value, dtype).reshape(-1)
     if field.length and len(value) != field.length:
         raise ValueError(f'{field.name} has {len(value)} elements: it must have {field.length}')
     if not field.length:

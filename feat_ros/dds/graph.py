@@ -70,7 +70,8 @@ FieldsOf = Callable[[str], Fields]
 class Graph:
     """A participant in a domain, with readers and writers; not a node: it has no name in ROS.
 
-    The first of a process sets the domain up and is closed last. Writers may be used from any thread, :meth:`spin` from one.
+    The first of a process sets the domain up and is closed last. Writers may be used from any
+    thread, :meth:`spin` from one.
 
     :param domain_id: default: ``ROS_DOMAIN_ID``, or 0.
     :raises GraphError: the domain cannot be joined.
