@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from feat_ros.errors import MapError
 from feat_ros.geometry import Rigid3d
+from feat_ros.sfm_map import SfmMap
 from feat_ros.types import FrameRecord
 
 Values = dict[str, Any]
@@ -27,6 +29,17 @@ def header(stamp_ns: int, frame_id: str) -> Values:
 def time(stamp_ns: int) -> Values:
     """Return a builtin_interfaces/Time."""
     return {'sec': stamp_ns // 10**9, 'nanosec': stamp_ns % 10**9}
+
+
+def check_metric(sfm_map: SfmMap) -> None:
+    """Check that the coordinates of a map are metres, as all coordinates in ROS are.
+
+    :raises MapError: its scale is unknown.
+    """
+    if sfm_map.manifest.scale != 'metric':
+        raise MapError(
+            f'map {sfm_map.path} has an unknown scale: give it one with "feat_ros map align"'
+        )
 
 
 def pose_with_covariance(record: FrameRecord, map_frame: str) -> Values:

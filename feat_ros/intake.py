@@ -62,7 +62,7 @@ class IntakeConfig(Config):
         0.2, 'how long an image waits for odometry and transforms of its time', minimum=0.0
     )
     stalled_after_s: float = option(
-        1.0, 'a camera or odometry that is silent for longer is reported', minimum=0.0
+        0.8, 'a camera or odometry that is silent for longer is reported', minimum=0.0
     )
 
 

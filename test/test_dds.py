@@ -44,6 +44,9 @@ from feat_ros.sfm_map import SfmMap
 
 pytest.importorskip('cyclonedds', reason='cyclonedds is not installed: pip install cyclonedds')
 
+from cyclonedds.core import Policy, Qos
+from cyclonedds.pub import DataWriter
+
 from feat_ros.dds.cdr import MESSAGES
 from feat_ros.dds.graph import dds_type, domain_config, Graph, idl_type, ros_domain_id, ros_type
 from feat_ros.dds.live import LiveConfig, run_live
@@ -225,6 +228,17 @@ def test_bytes_that_are_no_message() -> None:
             writer.write_cdr(b'\0\1\0\0\1\2\3')
         with pytest.raises(GraphError, match='topic /odd of my_msgs/msg/Odd cannot be used'):
             graph.writer('/odd', 'my_msgs/msg/Odd')
+
+
+def test_a_publisher_that_does_not_fit() -> None:
+    with Graph() as graph, Graph() as other:
+        graph.reader('/pose', POSE, lambda message: None)
+        only_one = Qos(Policy.Ownership.Exclusive)
+        handle = other._topic('/pose', POSE, MESSAGES.__getitem__)
+        writer = DataWriter(other._participant, handle, only_one)
+        wait(graph, lambda: 'nobody' not in graph.trouble('/pose', POSE))
+        assert graph.trouble('/pose', POSE).startswith('the publisher of /pose offers another QoS')
+        assert not writer.get_matched_subscriptions()
 
 
 def command(*words: Any) -> subprocess.Popen[str]:

@@ -14,7 +14,8 @@ from conftest import CAMERA, random_segment, write_map
 from test_bags import header, image_values, pose_values, transform_values
 from test_replay import CAM_FROM_BASE, info_message
 
-from feat_ros.conversions import diagnostic_status, pose_with_covariance, transform
+from feat_ros.conversions import check_metric, diagnostic_status, pose_with_covariance, transform
+from feat_ros.errors import MapError
 from feat_ros.extractors import create_extractor
 from feat_ros.geometry import Rigid3d, so3_exp
 from feat_ros.image import decode_image, Image
@@ -256,6 +257,12 @@ def test_what_goes_out() -> None:
         status = diagnostic_status('n', 'id', problems, {'x': 0.123456, 'y': 3}, is_error=is_error)
         assert status['level'] == level and status['message'] == ('; '.join(problems) or 'OK')
         assert [pair['value'] for pair in status['values']] == ['0.1235', '3']
+
+
+def test_a_map_without_scale(tmp_path: Any) -> None:
+    folder = write_map(tmp_path / 'map', [random_segment(1)], scale='unknown')
+    with pytest.raises(MapError, match='has an unknown scale: give it one with "feat_ros map al'):
+        check_metric(SfmMap(folder))
 
 
 @pytest.fixture

@@ -71,6 +71,11 @@ def add_parser(commands: Any) -> None:
         '--name', default='localizer', help='of the localizer in topics and diagnostics'
     )
     live.add_argument(
+        '--depth', type=int, default=5, metavar='N',
+        help="images kept while this process is busy, by ROS's sensor data profile 5; the newest "
+        'is localized next',
+    )  # fmt: skip
+    live.add_argument(
         '--duration', type=float, metavar='S', help='end after so many seconds by itself'
     )
     add_extractor_options(live)
@@ -116,6 +121,7 @@ def run_live(args: argparse.Namespace) -> dict[str, Any]:
         base_frame=args.base_frame,
         tf=args.tf or ('none' if args.odom_topic is None else 'odom'),
         name=args.name,
+        depth=args.depth,
     )
     localizer = open_localizer(args.map, options.localizer, None, args.extractor_option)
     show = _Show()

@@ -204,7 +204,7 @@ class Graph:
         kinds = sorted({ros_type(endpoint.type_name) for endpoint in found})
         if kind not in kinds:
             return f'{topic} carries {" and ".join(kinds)}, not {kind}'
-        return f'the publisher of {topic} offers a QoS that does not fit'
+        return f'the publisher of {topic} offers another QoS, or another definition of {kind}'
 
     def _topic(self, topic: str, kind: str, fields_of: FieldsOf) -> Any:
         if topic not in self._topics:

@@ -46,7 +46,9 @@ class LiveConfig(Config):
         0.1, 'map -> odom is stamped so much ahead, for those who look it up', minimum=0.0
     )
     name: str = option('localizer', 'publishes on /NAME/pose; named so in diagnostics')
-    depth: int = option(1, 'images that are kept for a reader that is late', minimum=1)
+    depth: int = option(
+        5, 'images kept while this process is busy; the newest is localized next', minimum=1
+    )
 
     def __post_init__(self) -> None:
         """Check that what is broadcast can be known.
@@ -77,7 +79,9 @@ def run_live(
 
     :param is_over: asked some twenty times a second.
     :param on_health: gets the state each second, as diagnostics do.
+    :raises MapError: the scale of the map is unknown.
     """
+    conversions.check_metric(localizer.map)
     return _Live(graph, localizer, source, server_config, intake_config).run(is_over, on_health)
 
 
