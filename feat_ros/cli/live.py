@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from feat_ros import config
-from feat_ros.cli.common import add_command, add_extractor_options
+from feat_ros.cli.common import add_command, add_extractor_options, check_writable
 from feat_ros.cli.localize import open_localizer
 from feat_ros.config import Config, option
 from feat_ros.intake import IntakeConfig
@@ -112,6 +113,8 @@ def run_live(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.dds.graph import Graph
     from feat_ros.dds.live import LiveConfig, run_live
 
+    if args.json is not None:
+        check_writable(args.json)
     options = config.parse_options(LiveOptions, args.options)
     source = LiveConfig(
         image_topic=args.image_topic,
@@ -178,6 +181,10 @@ class _Show:
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
+        if self._is_terminal and sys.stderr.isatty():
+            # Warnings take the place of the line, which is then written again.
+            for handler in logging.getLogger().handlers:
+                handler.setFormatter(logging.Formatter('\r\033[K%(message)s'))
         self._state = ''
         self._calls = 0
 

@@ -178,7 +178,7 @@ class Graph:
                 reader.drain()
             except MessageError as error:
                 _LOG.warning('topic %s: %s', reader.topic, error)
-                self._unreadable[reader.topic] += 1
+                self._unreadable[ros_topic(dds_topic(reader.topic))] += 1
 
     def lost(self, topic: str) -> int:
         """Return how many samples of a topic the network lost."""
@@ -187,7 +187,7 @@ class Graph:
 
     def unreadable(self, topic: str) -> int:
         """Return how many samples of a topic were not what its type says: cut off, garbled."""
-        return self._unreadable[topic]
+        return self._unreadable[ros_topic(dds_topic(topic))]
 
     def trouble(self, topic: str, kind: str) -> str:
         """Say why nothing comes from a topic; '' where someone publishes it for us."""
@@ -203,7 +203,7 @@ class Graph:
             return f'nobody publishes {topic} in domain {self.domain_id}'
         kinds = sorted({ros_type(endpoint.type_name) for endpoint in found})
         if kind not in kinds:
-            return f'{topic} carries {" and ".join(kinds)}, not {kind}'
+            return f'{topic} carries {" and ".join(kinds)}, not {kind}: choose another'
         return f'the publisher of {topic} offers another QoS, or another definition of {kind}'
 
     def _topic(self, topic: str, kind: str, fields_of: FieldsOf) -> Any:
