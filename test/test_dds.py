@@ -271,7 +271,7 @@ def test_live_is_replay(recording: Path, localizer: Localizer, tmp_path: Path) -
             '--odom-topic', ODOMETRY, '--json', tmp_path / 'live.json',
         )  # fmt: skip
         waits = [word for topic in (IMAGES, INFO, ODOMETRY) for word in ('--wait-for', topic)]
-        robot = command('play', recording, '--rate', '0.5', '--clock', *waits)
+        robot = command('play', recording, '--rate', '0.25', '--clock', *waits)
         wait(graph, lambda: robot.poll() is not None and len(poses) >= 8)
         live.send_signal(signal.SIGINT)
         said = [process.communicate(timeout=PATIENCE_S) for process in (live, robot)]

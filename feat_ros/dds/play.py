@@ -20,6 +20,8 @@ from feat_ros.types import JsonDict
 _LOG = logging.getLogger(__name__)
 
 _CLOCK_S = 1 / 40
+# A subscriber that is known here may not know of us yet.
+_SETTLE_S = 1.0
 # An interrupt is noticed so soon.
 _NAP_S = 0.1
 # Late joiners get the last message of these too, as from a real driver.
@@ -56,6 +58,7 @@ def play(
         player = _Player(writers, clock_writer, rate, is_over)
         while not (is_over() or all(writers[topic].has_readers() for topic in wait_for)):
             graph.spin(_CLOCK_S)
+        time.sleep(_SETTLE_S if wait_for else 0.0)
         while not is_over():
             player.play_once(bag)
             if not loop:
