@@ -142,8 +142,8 @@ def living(localizer: Localizer, **changes: Any) -> Iterator[SimpleNamespace]:
         finally:
             is_over.set()
             thread.join()
+            assert live.error is None, live.error
         other.spin(0.5)
-    assert live.error is None
 
 
 class Camera:
@@ -279,7 +279,7 @@ def test_live_is_replay(recording: Path, localizer: Localizer, tmp_path: Path) -
     figures = json.loads((tmp_path / 'live.json').read_text())
     assert figures['num_images'] == 9 and figures['reasons'] == {'NO_FEATURES': 1}
     assert figures['num_localized'] == len(poses) == 8
-    assert figures['dropped'] == figures['lost'] == figures['unreadable'] == 0
+    assert figures['dropped'] == figures['unreadable'] == 0
     assert '8 of 9 localized' in said[0][0] and '9 /camera/image' in said[1][0]
     for message in poses:
         stamp = message.header.stamp
@@ -343,8 +343,8 @@ def test_what_goes_wrong(localizer: Localizer, scene: Scene) -> None:
         camera.stamp_ns -= 3600 * SECOND
         said = len(robot.poses)
         robot.until(lambda: len(robot.poses) > said + 2, camera.shoot)
-        robot.until(lambda: robot.values()['clock_jumps'] == '1', camera.shoot)
-        assert int(robot.values()['resets']) >= 1
+        jumped = {'clock_jumps': '1', 'resets': '1'}
+        robot.until(lambda: jumped.items() <= robot.values().items(), camera.shoot)
         robot.until_said('OK', camera.shoot)
     figures = live.figures
     assert figures['num_images'] == figures['num_queries'] + figures['dropped']
@@ -538,6 +538,8 @@ def test_what_cannot_be_played(recording: Path, capsys: pytest.CaptureFixture[st
             play(graph, recording, 0)
         with pytest.raises(BagError, match=r"no topic '/cam': its topics are /camera/image"):
             play(graph, recording, wait_for=['/cam'])
+        with pytest.raises(ConfigError, match=f'{INFO} is waited for but not played'):
+            play(graph, recording, topics=[IMAGES], wait_for=[INFO])
     assert main(['play', str(recording.with_name('nowhere'))]) == 1
     assert 'nowhere does not exist: check the path' in capsys.readouterr().err
 

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -51,6 +52,8 @@ _MAX_MESSAGE_BYTES = 65500
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _RMEM_MAX = Path('/proc/sys/net/core/rmem_max')
 _MAX_DOMAIN = 232
+# A topic cannot be made at the moment when discovery looks at the same type.
+_TOPIC_TRIES = 20
 _ANY = SampleState.Any | ViewState.Any | InstanceState.Any
 # The only sign that Cyclone gives of bytes that are no such message.
 _NOT_READABLE = re.compile(r'deserialization (\S+)/\S+ failed')
@@ -82,7 +85,6 @@ class Graph:
         """Join; see the class."""
         self.domain_id = ros_domain_id() if domain_id is None else domain_id
         self._readers: list[Reader] = []
-        self._writers: list[Writer] = []
         self._topics: dict[str, Any] = {}
         self._unreadable = Counter[str]()
         _keep_memory()
@@ -142,9 +144,7 @@ class Graph:
                 Policy.DurabilityService(0, Policy.History.KeepLast(depth), -1, -1, -1),
             ]
         handle = self._topic(topic, kind, fields_of)
-        writer = Writer(topic, kind, DataWriter(self._participant, handle, _qos(*policies)))
-        self._writers.append(writer)
-        return writer
+        return Writer(topic, kind, DataWriter(self._participant, handle, _qos(*policies)))
 
     def reader(
         self, topic: str, kind: str, on_message: Callable[[Any], None], *,
@@ -180,11 +180,6 @@ class Graph:
                 _LOG.warning('topic %s: %s', reader.topic, error)
                 self._unreadable[ros_topic(dds_topic(reader.topic))] += 1
 
-    def lost(self, topic: str) -> int:
-        """Return how many samples of a topic the network lost."""
-        readers = [reader.source for reader in self._readers if reader.topic == topic]
-        return sum(int(reader.get_sample_lost_status().total_count) for reader in readers)
-
     def unreadable(self, topic: str) -> int:
         """Return how many samples of a topic were not what its type says: cut off, garbled."""
         return self._unreadable[ros_topic(dds_topic(topic))]
@@ -209,11 +204,18 @@ class Graph:
     def _topic(self, topic: str, kind: str, fields_of: FieldsOf) -> Any:
         if topic not in self._topics:
             try:
-                data_type = idl_type(kind, fields_of)
-                self._topics[topic] = Topic(self._participant, dds_topic(topic), data_type)
+                self._topics[topic] = self._make_topic(dds_topic(topic), idl_type(kind, fields_of))
             except (DDSException, KeyError, TypeError) as error:
                 raise GraphError(f'topic {topic} of {kind} cannot be used ({error})') from None
         return self._topics[topic]
+
+    def _make_topic(self, name: str, data_type: Any) -> Any:
+        for _ in range(_TOPIC_TRIES):
+            try:
+                return Topic(self._participant, name, data_type)
+            except DDSException:
+                time.sleep(0.02)
+        return Topic(self._participant, name, data_type)
 
     def _hear(self, line: str) -> None:
         found = _NOT_READABLE.search(line)

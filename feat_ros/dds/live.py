@@ -24,6 +24,8 @@ from feat_ros.types import FrameRecord, JsonDict
 
 _TICK_S = 0.05
 _TRANSFORMS = 'tf2_msgs/msg/TFMessage'
+_INFO = 'sensor_msgs/msg/CameraInfo'
+_ODOMETRY = 'nav_msgs/msg/Odometry'
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,11 @@ class _Live:
         for topic, is_static in (('/tf_static', True), ('/tf', False)):
             take = partial(self._intake.transforms, is_static=is_static)
             graph.reader(topic, _TRANSFORMS, take, latched=is_static, depth=100)
-        self._inputs = {source.info_topic: 'sensor_msgs/msg/CameraInfo'}
-        graph.reader(*next(iter(self._inputs.items())), self._intake.camera_info, latched=True)
+        graph.reader(source.info_topic, _INFO, self._intake.camera_info, latched=True)
+        self._inputs = {source.info_topic: _INFO, source.image_topic: source.image_type}
         if source.odometry_topic is not None:
-            self._inputs[source.odometry_topic] = 'nav_msgs/msg/Odometry'
-            graph.reader(
-                source.odometry_topic, 'nav_msgs/msg/Odometry', self._intake.odometry, depth=100
-            )
-        self._inputs[source.image_topic] = source.image_type
+            graph.reader(source.odometry_topic, _ODOMETRY, self._intake.odometry, depth=100)
+            self._inputs[source.odometry_topic] = _ODOMETRY
         graph.reader(source.image_topic, source.image_type, self._on_image, depth=source.depth)
 
     def run(self, is_over: Callable[[], bool], on_health: Callable[[Health], None]) -> JsonDict:
@@ -133,11 +132,8 @@ class _Live:
                     self._report(on_health)
         finally:
             self._server.stop()
-        counts = {
-            'lost': self._graph.lost(self._source.image_topic),
-            'unreadable': self._graph.unreadable(self._source.image_topic),
-        }
-        return self._monitor.look().figures | counts
+        unreadable = self._graph.unreadable(self._source.image_topic)
+        return self._monitor.look().figures | {'unreadable': unreadable}
 
     def _on_image(self, message: Any) -> None:
         self._image_frame = message.header.frame_id.lstrip('/')

@@ -45,7 +45,7 @@ def play(
     :param clock: publish the time of recording on ``/clock``.
     :param topics: only these; default all.
     :param wait_for: begin when each of these has a subscriber.
-    :raises ConfigError: a rate that is not positive.
+    :raises ConfigError: a rate that is not positive, or a topic waited for but not played.
     :raises BagError: the bag cannot be read, or has no such topic (its topics are listed).
     :raises GraphError: a topic cannot be offered.
     """
@@ -54,6 +54,9 @@ def play(
     with Bag(bag_path) as bag:
         bag.check_topics([*(topics or ()), *wait_for])
         writers = _writers(graph, bag, topics)
+        missing = [topic for topic in wait_for if topic not in writers]
+        if missing:
+            raise ConfigError(f'{missing[0]} is waited for but not played: choose it as a topic')
         clock_writer = graph.writer('/clock', 'rosgraph_msgs/msg/Clock') if clock else None
         player = _Player(writers, clock_writer, rate, is_over)
         while not (is_over() or all(writers[topic].has_readers() for topic in wait_for)):
