@@ -340,12 +340,12 @@ def ros_domain_id() -> int:
 def domain_config() -> str:
     """Return the XML for Cyclone: socket buffers for pictures, and this machine only if asked."""
     general, discovery = f'<MaxMessageSize>{_MAX_MESSAGE_BYTES}B</MaxMessageSize>', ''
-    is_local = os.environ.get('ROS_LOCALHOST_ONLY') == '1'
-    if is_local:
-        general += '<Interfaces><NetworkInterface name="lo"/></Interfaces>'
-    # What rmw_cyclonedds_cpp does, so that nodes under the same setting are found.
-    if is_local or os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') == 'LOCALHOST':
-        general += '<AllowMulticast>false</AllowMulticast>'
+    # Found by nodes under either setting: some look on the loopback, some among their peers.
+    if (
+        os.environ.get('ROS_LOCALHOST_ONLY') == '1'
+        or os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') == 'LOCALHOST'
+    ):
+        general += '<Interfaces><NetworkInterface address="127.0.0.1"/></Interfaces>'
         discovery = (
             '<ParticipantIndex>auto</ParticipantIndex>'
             '<MaxAutoParticipantIndex>32</MaxAutoParticipantIndex>'
