@@ -54,6 +54,7 @@ _RMEM_MAX = Path('/proc/sys/net/core/rmem_max')
 _MAX_DOMAIN = 232
 # A topic cannot be made at the moment when discovery looks at the same type.
 _TOPIC_TRIES = 20
+_MAX_TRACE_BYTES = 1 << 20
 _ANY = SampleState.Any | ViewState.Any | InstanceState.Any
 # The only sign that Cyclone gives of bytes that are no such message.
 _NOT_READABLE = re.compile(r'deserialization (\S+)/\S+ failed')
@@ -291,7 +292,7 @@ class _Warnings:
     """What the library has to say, through the only door there is: its trace file."""
 
     def __init__(self) -> None:
-        self._file = tempfile.NamedTemporaryFile(prefix='feat_ros_dds_')  # noqa: SIM115
+        self._file = tempfile.NamedTemporaryFile(buffering=0, prefix='feat_ros_dds_')  # noqa: SIM115
 
     @property
     def config(self) -> str:
@@ -303,11 +304,11 @@ class _Warnings:
 
     def take(self) -> list[str]:
         """Return the lines since the last call."""
-        text = self._file.read().decode(errors='replace')
-        if text:
+        lines = self._file.read().decode(errors='replace').splitlines()
+        if self._file.tell() > _MAX_TRACE_BYTES:
             self._file.seek(0)
             self._file.truncate()
-        return text.splitlines()
+        return lines
 
     def close(self) -> None:
         self._file.close()
