@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+TORCH := $(VENV)/torch
 SOURCES := setup.py feat_ros test requirements
 
 # With a ROS installation sourced, its packages are visible and its versions hold.
@@ -59,8 +60,10 @@ resolve: $(STAMP) ## check that the robot profiles can be installed on 64-bit AR
 	$(BIN)/python requirements/resolve.py
 
 # ROS brings pytest plugins that a newer pytest refuses; colcon test is where they run.
-pytest: $(STAMP) ## run the tests with coverage
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p pytest_cov --cov --cov-fail-under=90
+pytest: $(STAMP) ## run the tests with coverage, on all cores
+	@$(MAKE) --no-print-directory torch || echo 'pytest: tests that need torch are skipped'
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p pytest_cov -p xdist \
+	    --numprocesses auto --maxprocesses 8 --dist loadfile --cov --cov-fail-under=90
 
 # One after the other, even under make -j; pytest's closing line stays the last.
 test: $(STAMP) ## all checks: format, style, types, profiles, tests
@@ -71,8 +74,11 @@ test: $(STAMP) ## all checks: format, style, types, profiles, tests
 demo: $(STAMP) ## build a small map and localize in it; writes demo_out
 	$(BIN)/feat_ros demo --out demo_out
 
-torch: $(STAMP) ## add PyTorch for the CPU (training and benches)
+torch: $(TORCH) ## add PyTorch for the CPU (training, export, benches)
+
+$(TORCH): requirements/install_torch.py $(STAMP)
 	$(BIN)/python requirements/install_torch.py
+	@touch $@
 
 clean: ## remove .venv, the demo's output and caches
 	rm -rf $(VENV) demo_out build install log .coverage .mypy_cache .pytest_cache .ruff_cache *.egg-info

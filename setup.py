@@ -10,6 +10,8 @@ NAME = 'feat_ros'
 
 MAP = ['pycolmap>=4,<5', 'scipy', 'matplotlib', 'tqdm', 'rosbags>=0.11.6']
 TEST = ['pytest', 'pytest-cov']
+# What tests compare with and talk through, and has no wheels for 64-bit ARM.
+X86_ONLY = [f'{name}; platform_machine == "x86_64"' for name in ('poselib', 'cyclonedds')]
 
 
 def data_files() -> list[tuple[str, list[str]]]:
@@ -50,7 +52,7 @@ setup(
         'dds': ['cyclonedds'],
         # colcon looks for pytest under this name.
         'test': TEST,
-        'dev': [*MAP, *TEST, 'ruff', 'mypy', 'poselib; platform_machine == "x86_64"'],
+        'dev': [*MAP, *TEST, 'pytest-xdist', 'ruff', 'mypy', *X86_ONLY],
     },
     entry_points={'console_scripts': [f'{NAME} = {NAME}.cli:main']},
     zip_safe=False,

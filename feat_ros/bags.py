@@ -226,6 +226,63 @@ class Bag:
                 buffer.add(message.transforms, is_static=topic.endswith('tf_static'))
         return buffer
 
+    def check_topics(self, topics: Iterable[str]) -> None:
+        """Check that the bag has these topics.
+
+        :raises BagError: one is not there (those that are there are listed).
+        """
+        for topic in topics:
+            if topic not in self.topics:
+                raise BagError(
+                    f'bag {self.path} has no topic {topic!r}: its topics are '
+                    f'{", ".join(self.topics)}'
+                )
+
+    def is_latched(self, topic: str) -> bool:
+        """Whether late subscribers of a topic were given the last messages too."""
+        for connection in self._reader.connections:
+            profiles = getattr(connection.ext, 'offered_qos_profiles', ())
+            if connection.topic == topic and (
+                getattr(connection.ext, 'latching', False)
+                or any(qos.durability.name == 'TRANSIENT_LOCAL' for qos in profiles)
+            ):
+                return True
+        return topic.endswith('tf_static')
+
+    def fields(self, kind: str) -> list[tuple[str, str, int | None]]:
+        """Return name, type and count of the fields of a message type.
+
+        :returns: the count is None for one element, 0 for any number, N for an array of N.
+        :raises KeyError: no message of the bag is of the type, or has one inside.
+        """
+        for connection in self._reader.connections:
+            store = self._ros2_store_of(connection, _full_type(connection.msgtype))
+            if kind in store.fielddefs:
+                return [(name, *_element(what)) for name, what in store.fielddefs[kind][1]]
+        raise KeyError(kind)
+
+    def cdr(self, topics: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
+        """Yield topic, time of recording and CDR of the messages, as they were recorded.
+
+        :raises BagError: a damaged bag.
+        """
+        raw_messages = self._raw_messages(
+            [c for c in self._reader.connections if c.topic in topics]
+        )
+        while True:
+            try:
+                connection, recorded_ns, data = next(raw_messages)
+                if self._is_ros1:
+                    kind = _full_type(connection.msgtype)
+                    data = self._ros2_store_of(connection, kind).ros1_to_cdr(data, kind)
+            except StopIteration:
+                return
+            except BagError:
+                raise
+            except Exception as error:  # a damaged file raises whatever the parser stumbled over
+                raise self._damaged(error) from error
+            yield connection.topic, recorded_ns, data
+
     def _open_reader(self) -> Any:
         try:
             from rosbags.rosbag1 import Reader as Reader1
@@ -336,6 +393,20 @@ class Bag:
             self._stores[key] = self._make_store(connection.msgdef, kind)
         return self._stores[key]
 
+    def _ros2_store_of(self, connection: Any, kind: str) -> Any:
+        """Return the same types as ROS 2 has them: its headers have no sequence number."""
+        store, key = self._store_of(connection, kind), (f'{kind} in ROS 2', connection.msgdef)
+        if not self._is_ros1 or 'std_msgs/msg/Header' not in store.fielddefs:
+            return store
+        if key not in self._stores:
+            from rosbags.typesys import get_typestore, Stores
+
+            constants, fields = store.fielddefs['std_msgs/msg/Header']
+            without = constants, [field for field in fields if field[0] != 'seq']
+            self._stores[key] = get_typestore(Stores.EMPTY)
+            self._stores[key].register({**store.fielddefs, 'std_msgs/msg/Header': without})
+        return self._stores[key]
+
     def _make_store(self, definition: Any, kind: str) -> Any:
         from rosbags.interfaces import MessageDefinitionFormat
         from rosbags.typesys import get_types_from_msg, get_typestore, Stores
@@ -386,9 +457,21 @@ class TransformBuffer:
                 self._static.setdefault(child, {})[parent] = trajectory[0]
                 continue
             samples = self._moving.setdefault(child, {}).setdefault(parent, _Samples())
-            stamp = message.header.stamp
-            samples.add(_nanoseconds(stamp), transform.translation, transform.rotation)
+            stamp_ns = _nanoseconds(message.header.stamp)
+            if stamp_ns == samples.last_ns:  # robots repeat what stands still
+                continue
+            samples.add(stamp_ns, transform.translation, transform.rotation)
             self._trajectories.pop((parent, child), None)
+
+    def keep(self, first_ns: int, last_ns: int) -> None:
+        """Forget what moving transforms were at other times; static ones stay."""
+        for child, edges in list(self._moving.items()):
+            for parent, samples in list(edges.items()):
+                self._trajectories.pop((parent, child), None)
+                if not samples.keep(first_ns, last_ns):
+                    del edges[parent]
+            if not edges:
+                del self._moving[child]
 
     @property
     def frames(self) -> list[str]:
@@ -420,7 +503,7 @@ class TransformBuffer:
     def _ancestry(self, frame: str) -> list[str]:
         """Return the frame, its parent, and so on to the root."""
         chain = [frame]
-        while parents := self._parents(chain[-1]):
+        while parents := self.parents(chain[-1]):
             if len(parents) > 1:
                 raise TransformError(
                     f'frame {chain[-1]!r} has more than one parent, {", ".join(parents)}: '
@@ -436,7 +519,8 @@ class TransformBuffer:
             )
         return chain
 
-    def _parents(self, frame: str) -> list[str]:
+    def parents(self, frame: str) -> list[str]:
+        """Return the frames that transforms lead from to this one; more than one is a fault."""
         return sorted({*self._static.get(frame, {}), *self._moving.get(frame, {})})
 
     def _compose(self, chain: list[str], ancestor: str, stamp_ns: int, max_gap_ns: int) -> Rigid3d:
@@ -482,10 +566,17 @@ class _Samples:
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, tuple[float, ...]]] = []
+        self.last_ns: int | None = None
 
     def add(self, stamp_ns: int, position: Any, orientation: Any) -> None:
         p, q = position, orientation
+        self.last_ns = stamp_ns
         self._rows.append((stamp_ns, (p.x, p.y, p.z, q.x, q.y, q.z, q.w)))
+
+    def keep(self, first_ns: int, last_ns: int) -> bool:
+        """Forget other times; return whether something is left."""
+        self._rows = [row for row in self._rows if first_ns <= row[0] <= last_ns]
+        return bool(self._rows)
 
     def trajectory(self, name: str) -> Trajectory:
         """Order by stamp; of several rows with one stamp keep the first, as tf2 does."""
@@ -614,6 +705,15 @@ def _distortion(
 def _calibration(info: Any, field: str) -> Any:
     """Return D or K, which ROS 2 writes in lower case and ROS 1 in upper."""
     return getattr(info, field) if hasattr(info, field) else getattr(info, field.upper())
+
+
+def _element(what: Any) -> tuple[str, int | None]:
+    """Return the type of a field's elements and their count, from rosbags' description."""
+    node, detail = what
+    if node.name in ('ARRAY', 'SEQUENCE'):
+        inner, count = detail
+        return _element(inner)[0], count if node.name == 'ARRAY' else 0
+    return (detail if node.name == 'NAME' else detail[0]), None
 
 
 def _check_path(path: Path) -> None:

@@ -35,6 +35,14 @@ class BagError(FeatRosError):
     """A recorded bag is missing, damaged or does not hold what is asked of it."""
 
 
+class MessageError(FeatRosError):
+    """The bytes of a message on a topic cannot be read."""
+
+
+class GraphError(FeatRosError):
+    """A ROS 2 graph cannot be joined, or a topic of it not be used."""
+
+
 class TransformError(FeatRosError):
     """A transform between two frames cannot be given."""
 

@@ -35,6 +35,7 @@ from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, train_codebook
 from feat_ros.sfm_map import (
     ExtractorInfo,
     Manifest,
+    PoseNoise,
     publish,
     Segment,
     SfmMap,
@@ -138,7 +139,7 @@ def build_map(
         extractor=ExtractorInfo(
             extractor.name, extractor.descriptor_dim, config.to_dict(extractor.config)
         ),
-        pose_noise=check.noise,
+        pose_noise=config.from_dict(PoseNoise, _rounded(config.to_dict(check.noise))),
         segments=[config.to_dict(write_segment(partial / 'segment-0000', segment))],
         retrieval=_index_images(partial, features, options.retrieval),
         measured={
@@ -146,7 +147,7 @@ def build_map(
             'num_pairs': len(matches),
             'mean_track_length': float(structure.track_length.mean()),
             'reprojection_noise_scale': structure.noise_scale,
-            'left_out': check.summary,
+            'left_out': _rounded(check.summary),
         },
         provenance={
             **(provenance or {}),
@@ -368,6 +369,11 @@ def _segment(
         ],
         cameras=cameras,
     )
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    """Keep four digits: the last ones of a fit depend on where in memory its arrays are."""
+    return {k: float(f'{v:.4g}') if isinstance(v, float) else v for k, v in figures.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -97,13 +97,14 @@ class Frame:
     """One image and what was known of the robot when it was taken.
 
     :ivar stamp_ns: time of exposure.
-    :ivar image_rgb: (H, W, 3) uint8.
+    :ivar image_rgb: (H, W, 3) uint8; or what decodes it, called when its turn has come, so that
+        no work is done for a frame that a newer one replaces.
     :ivar cam_from_base: where the camera is mounted; None: the camera is the base.
     :ivar odom_from_base: the odometry at the stamp; None: unknown.
     """
 
     stamp_ns: int
-    image_rgb: Image
+    image_rgb: Image | Callable[[], Image]
     camera: Camera
     cam_from_base: Rigid3d | None = None
     odom_from_base: Rigid3d | None = None
@@ -354,7 +355,7 @@ class LocalizationServer:
         try:
             return self._process(frame, ms)
         except FeatRosError as error:
-            _LOG.warning('frame at %d ns: %s', frame.stamp_ns, error)
+            _LOG.debug('frame at %d ns: %s', frame.stamp_ns, error)
             return FrameRecord(frame.stamp_ns, 'refused', detail=str(error), ms=ms)
 
     def _process(self, frame: Frame, ms: dict[str, float]) -> FrameRecord:
@@ -362,10 +363,15 @@ class LocalizationServer:
             self._changed.wait_for(lambda: not self._busy)
             self._busy = True
         try:
+            image_rgb = frame.image_rgb
+            if callable(image_rgb):
+                started = time.perf_counter()
+                image_rgb = image_rgb()
+                ms = ms | {'decode': (time.perf_counter() - started) * 1e3}
             with self._changed:
                 at = self._advance(frame)
                 localizer, epoch, prior = self._localizer, self._epoch, self._prior(frame, at)
-            result = localizer.localize(frame.image_rgb, frame.camera, prior)
+            result = localizer.localize(image_rgb, frame.camera, prior)
             with self._changed:
                 if self._epoch != epoch:
                     record = FrameRecord(frame.stamp_ns, 'dropped', detail='a reset came first')

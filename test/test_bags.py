@@ -881,3 +881,36 @@ def test_a_copied_recording_without_metadata_reads_by_its_file(tmp_path: Path) -
     shutil.copy(recorded('fr1_rpy/bag_mcap_raw') / 'bag_mcap_raw.mcap', tmp_path / 'some.mcap')
     with Bag(tmp_path / 'some.mcap') as bag:
         assert bag.topics['/camera/image_raw'] == Topic('sensor_msgs/msg/Image', 6)
+
+
+@pytest.mark.parametrize('kind', ['ros1', 'ros2', 'ros2_mcap'])
+def test_messages_as_ros2_sends_them(tmp_path: Path, kind: str) -> None:
+    """The bytes of a bag in CDR and the definitions to read them; ROS 1 loses its counters."""
+    picture = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+    image, point = image_values(START, picture), dict(zip('xyz', (1.0, 2.0, 3.0), strict=True))
+    bag_path = write_bag(
+        tmp_path / 'bag', kind,
+        [('/camera', 'sensor_msgs/msg/Image', START, image),
+         ('/tf_static', 'geometry_msgs/msg/Point', START + 1, point),
+         ('/other', 'geometry_msgs/msg/Point', START + 2, point)],
+    )  # fmt: skip
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    with Bag(bag_path) as bag:
+        messages = list(bag.cdr(['/camera', '/tf_static']))
+        assert [message[:2] for message in messages] == [
+            ('/camera', START), ('/tf_static', START + 1)
+        ]  # fmt: skip
+        read = store.deserialize_cdr(messages[0][2], 'sensor_msgs/msg/Image')
+        assert (read.header.frame_id, read.width, read.encoding) == ('cam', 4, 'bgr8')
+        np.testing.assert_array_equal(read.data, image['data'])
+        assert store.deserialize_cdr(messages[1][2], 'geometry_msgs/msg/Point').z == 3.0
+        assert bag.fields('sensor_msgs/msg/Image')[-1] == ('data', 'uint8', 0)
+        assert bag.fields('std_msgs/msg/Header') == [
+            ('stamp', 'builtin_interfaces/msg/Time', None), ('frame_id', 'string', None)
+        ]  # fmt: skip
+        with pytest.raises(KeyError, match='sensor_msgs/msg/Imu'):
+            bag.fields('sensor_msgs/msg/Imu')
+        assert [bag.is_latched(topic) for topic in bag.topics] == [False, False, True]
+        bag.check_topics(['/camera'])
+        with pytest.raises(BagError, match="no topic '/cam': its topics are /camera, /other"):
+            bag.check_topics(['/cam'])

@@ -24,8 +24,8 @@ LEVELS = {
     4: 'localizer',
     5: 'map_builder build_folder bag_images reconstruction triangulation pose_noise alignment '
     'colmap_files export tensorrt_operators trajectory bags evaluation report town plots server',
-    6: 'replay bench feature_bench training',
-    7: 'cli nodes dds',
+    6: 'replay bench feature_bench training conversions intake monitor dds',
+    7: 'cli nodes',
     8: '__main__',
 }
 # The doors to the package do not know each other.
@@ -232,12 +232,12 @@ def test_an_upward_import_is_found(tmp_path: Path, statement: str) -> None:
 def test_an_import_between_siblings_is_found(tmp_path: Path) -> None:
     files = {
         'cli/__init__.py': '',
-        'cli/live.py': 'from feat_ros.cli import words\nfrom feat_ros.dds import driver',
+        'cli/live.py': 'from feat_ros.cli import words\nfrom feat_ros.nodes import driver',
         'cli/words.py': '',
-        'dds/driver.py': 'from feat_ros import server',
+        'nodes/driver.py': 'from feat_ros import server',
         'server.py': '',
     }
-    found = ['feat_ros.cli.live (level 7) imports feat_ros.dds.driver (level 7)']
+    found = ['feat_ros.cli.live (level 7) imports feat_ros.nodes.driver (level 7)']
     assert upward_imports(write_package(tmp_path, files)) == found
 
 

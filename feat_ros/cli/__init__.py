@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from feat_ros.cli import bench, demo, export, localize, maps, replay, town
+from feat_ros.cli import bench, demo, export, live, localize, maps, replay, town
 from feat_ros.cli.common import close_bars, write_output
 from feat_ros.errors import FeatRosError
 
@@ -20,6 +20,8 @@ _DESCRIPTION = """Where is this camera in the map that was built before?
   feat_ros map info     what is in a map, checked and drawn from above
   feat_ros localize     new images -> poses with covariance, or the reason why not
   feat_ros replay       a recorded bag -> trajectory, figures and a report
+  feat_ros live         the same on a running ROS 2 graph, without ROS installed
+  feat_ros play         a recorded bag on a ROS 2 graph
   feat_ros evaluate     poses against ground truth
   feat_ros extract      look at the features of an image
   feat_ros bench        how fast, against a named baseline in the same run
@@ -38,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
-    for module in (maps, localize, replay, bench, export, town, demo):
+    for module in (maps, localize, replay, live, bench, export, town, demo):
         module.add_parser(commands)
     return parser
 
