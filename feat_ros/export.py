@@ -23,6 +23,7 @@ import torch
 from onnx.external_data_helper import set_external_data
 
 from feat_ros import config
+from feat_ros.camera import Camera
 from feat_ros.errors import NetworkError
 from feat_ros.extractors.learned import network_input
 from feat_ros.image import Image
@@ -30,6 +31,7 @@ from feat_ros.models.weights import build_network, Weights
 from feat_ros.runtimes.contract import NetworkManifest, NetworkOutput, output_from_arrays
 from feat_ros.runtimes.onnx import INPUTS, OnnxRuntime, OUTPUTS
 from feat_ros.tensorrt_operators import replace_whole_number_operators, tensorrt_faults
+from feat_ros.town import Drive, frames, Town
 
 # What TensorRT 8.6 reads; torch itself exports the next one.
 OPSET = 17
@@ -123,6 +125,15 @@ def export_network(
             path.chmod(0o644)
             os.replace(path, out.parent / path.name)
     return manifest
+
+
+def street_pictures() -> dict[str, Image]:
+    """Return two pictures of a made-up street, coarsely painted, for who has no photographs."""
+    camera = Camera('PINHOLE', 640, 480, (500.0, 500.0, 320.0, 240.0))
+    scene = Town(seed=1, length_m=40.0, texel_m=0.05).scene(
+        Drive(length_m=20.0, speed_mps=20.0, rate_hz=1.0)
+    )
+    return {f'street at {time_s:g} s': frame.image for time_s, frame in frames(scene, camera)}
 
 
 def compare_outputs(first: NetworkOutput, second: NetworkOutput) -> Parity:

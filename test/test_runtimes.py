@@ -451,12 +451,15 @@ def test_the_command(tmp_path: Path, tiny: Weights, capsys: pytest.CaptureFixtur
     save_weights(tmp_path / 'tiny.npz', tiny)
     write_png(tmp_path / 'photo.png', picture(40, 30))
     photo, out = str(tmp_path / 'photo.png'), str(tmp_path / 'tiny.onnx')
-    words = ['export', '--photo', photo, '--out', out, '--json', f'{out}.json', '--extractor']
+    words = ['export', '--out', out, '--json', f'{out}.json', '--extractor']
     tiny_words = [*words, 'tiny', '--weights', str(tmp_path / 'tiny.npz')]
-    assert main([*tiny_words, '--size', '32x24', '--keypoints', '6']) == 0
+    tiny_words += ['--size', '32x24', '--keypoints', '6']
+    assert main([*tiny_words, '--photo', photo]) == 0
     text = capsys.readouterr().out
     assert '6 keypoints, opset 17' in text
     assert 'photo.png: 6 keypoints, 100.00 % within 0.01 px' in text
+    assert main(tiny_words) == 0
+    assert 'street at 1 s: 6 keypoints, 100.00 % within 0.01 px' in capsys.readouterr().out
     assert json.loads(Path(f'{out}.json').read_text())['size_wh'] == [32, 24]
     assert main([*words, 'sfd3']) == 1
     assert "unknown network 'sfd3'" in capsys.readouterr().err

@@ -35,8 +35,9 @@ def add_parser(commands: Any) -> None:
         '--keypoints', type=_count, default=2048, metavar='K', help='most keypoints; default 2048'
     )
     parser.add_argument(
-        '--photo', type=Path, required=True, nargs='+', metavar='IMAGE',
-        help='photographs, best of where it will be used, to check the export on',
+        '--photo', type=Path, nargs='+', default=[], metavar='IMAGE',
+        help='photographs, best of where it will be used, to check the export on; default: '
+        'pictures of a made-up street',
     )  # fmt: skip
     parser.add_argument(
         '--shared-data', default='', metavar='NAME',
@@ -63,7 +64,7 @@ def _count(word: str) -> int:
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
     """Export a network; return its manifest."""
     from feat_ros import config
-    from feat_ros.export import export_network
+    from feat_ros.export import export_network, street_pictures
     from feat_ros.image import read_image
     from feat_ros.models.weights import get_network, load_weights
     from feat_ros.runtimes import WEIGHTS
@@ -71,7 +72,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     check_writable(args.out)
     get_network(args.extractor)
     weights = load_weights(args.weights or WEIGHTS / f'{args.extractor}.npz', args.extractor)
-    photographs = {str(path): read_image(path) for path in args.photo}
+    photographs = {str(path): read_image(path) for path in args.photo} or street_pictures()
     manifest = export_network(
         args.out, weights, args.keypoints, photographs, args.size, args.shared_data
     )
