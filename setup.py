@@ -9,6 +9,8 @@ from setuptools import find_packages, setup
 NAME = 'feat_ros'
 
 MAP = ['pycolmap>=4,<5', 'scipy', 'matplotlib', 'tqdm', 'rosbags>=0.11.6']
+# What torch exports with, and ONNX Runtime to check it.
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 TEST = ['pytest', 'pytest-cov']
 # What tests compare with and talk through, and has no wheels for 64-bit ARM.
 X86_ONLY = [f'{name}; platform_machine == "x86_64"' for name in ('poselib', 'cyclonedds')]
@@ -45,14 +47,13 @@ setup(
     extras_require={
         'map': MAP,
         'onnx': ['onnxruntime'],
-        # What torch exports with, and ONNX Runtime to check it.
-        'export': ['onnx', 'onnxscript', 'onnxruntime'],
+        'export': EXPORT,
         # The one place that names the version; 'make torch' installs it without CUDA.
         'train': ['torch==2.13.0'],
         'dds': ['cyclonedds'],
         # colcon looks for pytest under this name.
         'test': TEST,
-        'dev': [*MAP, *TEST, 'pytest-xdist', 'ruff', 'mypy', *X86_ONLY],
+        'dev': [*MAP, *EXPORT, *TEST, 'pytest-xdist', 'ruff', 'mypy', *X86_ONLY],
     },
     entry_points={'console_scripts': [f'{NAME} = {NAME}.cli:main']},
     zip_safe=False,
