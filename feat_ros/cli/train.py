@@ -1,0 +1,82 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""``feat_ros train``: networks of one's own, from photographs alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from feat_ros import config
+from feat_ros.cli.common import add_command, progress
+from feat_ros.errors import DataError
+
+_EXAMPLE = """feat_ros train town-cache --out town_frames
+  feat_ros train sfd2_lite --config lite.json --out run
+with lite.json:
+  {"photos": ["photographs"], "town": "town_frames"}
+every option that it may hold, with its default, is listed by
+  feat_ros train sfd2_lite --help"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``train`` and its sub-commands."""
+    train = commands.add_parser('train', help='train a network on photographs of your own')
+    systems = train.add_subparsers(metavar='SYSTEM', required=True)
+    lite = add_command(
+        systems, 'sfd2_lite',
+        'Train sfd2_lite. Photographs are all it needs; NAME.group.png beside one holds labels. A '
+        'folder that holds a run is gone on with, exactly where it was left.',
+        _EXAMPLE,
+    )  # fmt: skip
+    lite.add_argument('--config', type=Path, required=True, metavar='FILE', help='JSON')
+    lite.add_argument('--out', type=Path, required=True, metavar='DIR', help='the run')
+    lite.add_argument(
+        '--minutes', type=float, default=math.inf, metavar='M',
+        help='stop after so long, to be gone on with; default: train to the end',
+    )  # fmt: skip
+    lite.set_defaults(run=run_lite)
+    cache = add_command(
+        systems, 'town-cache',
+        'Render frames of made-up towns for pairs with real 3-D motion.',
+        'feat_ros train town-cache --out town_frames', ['see the end of this help'],
+    )  # fmt: skip
+    cache.add_argument('--out', type=Path, required=True, metavar='DIR', help='must not exist')
+    cache.set_defaults(run=run_town_cache)
+
+
+def run_lite(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, or go on training, ``sfd2_lite``."""
+    from feat_ros.training.lite import LiteConfig, Run
+
+    logging.getLogger('feat_ros').setLevel(logging.INFO)
+    run = Run(config.from_dict(LiteConfig, _read_json(args.config)), args.out)
+    step = run.train(seconds=60 * args.minutes)
+    print(f'{step} of {run.config.steps} steps: {args.out}')
+    return {'step': step, 'steps': run.config.steps}
+
+
+def run_town_cache(args: argparse.Namespace) -> dict[str, Any]:
+    """Render a cache of town frames."""
+    from feat_ros.training.town_cache import TownCache, TownCacheConfig, write_town_cache
+
+    options = config.parse_options(TownCacheConfig, args.options)
+    cache = TownCache(write_town_cache(args.out, options, progress))
+    print(f'{len(cache)} frames, {len(cache.pairs)} pairs: {args.out}')
+    return {'num_frames': len(cache), 'num_pairs': len(cache.pairs)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror or error}') from None
+    except ValueError as error:
+        raise DataError(f'{path} is not JSON: {error}') from None
+    if not isinstance(content, dict):
+        raise DataError(f'{path} must hold one JSON object')
+    return content

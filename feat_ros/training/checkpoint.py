@@ -1,0 +1,106 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a training run as plain arrays: resumed exactly, nothing in it can be executed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn, Tensor
+
+from feat_ros.errors import DataError
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def to_arrays(tensors: Mapping[str, Tensor], prefix: str) -> Arrays:
+    """Copy tensors to arrays named ``prefix.name``."""
+    return {f'{prefix}.{name}': each.detach().cpu().numpy() for name, each in tensors.items()}
+
+
+def from_arrays(arrays: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of arrays named ``prefix.name``."""
+    start = f'{prefix}.'
+    return {
+        name[len(start) :]: torch.from_numpy(np.array(each))
+        for name, each in arrays.items()
+        if name.startswith(start)
+    }
+
+
+def optimizer_arrays(optimizer: torch.optim.Optimizer) -> Arrays:
+    """Return an optimizer's state as arrays ``optimizer.NUMBER.NAME``."""
+    state = optimizer.state_dict()['state']
+    return {
+        f'optimizer.{number}.{name}': value.detach().cpu().numpy()
+        for number, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Any]) -> None:
+    """Put back what :func:`optimizer_arrays` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in from_arrays(arrays, 'optimizer').items():
+        number, _, key = name.partition('.')
+        state.setdefault(int(number), {})[key] = value
+    groups = optimizer.state_dict()['param_groups']
+    optimizer.load_state_dict({'state': state, 'param_groups': groups})
+
+
+def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write arrays so that the file is there whole or not at all.
+
+    :raises DataError: the disk is full or read-only.
+    """
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        with temporary.open('wb') as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f'{path} cannot be written: {error.strerror or error}') from None
+
+
+def load(path: Path) -> Arrays:
+    """Read what :func:`save` wrote.
+
+    :raises DataError: missing or damaged.
+    """
+    try:
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        raise DataError(f'{path} does not exist') from None
+    except (OSError, ValueError, EOFError, BadZipFile):
+        raise DataError(f'{path} is damaged: take an older checkpoint') from None
+
+
+class Average:
+    """The moving average of a module's weights and statistics, which is what is shipped."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: each.detach().clone() for name, each in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move towards the module; what is counted is copied."""
+        current = module.state_dict()
+        floats = [name for name, each in self.values.items() if each.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.values[name] for name in floats],
+            [current[name] for name in floats],
+            1 - self.decay,
+        )
+        for name in self.values.keys() - set(floats):
+            self.values[name].copy_(current[name])
