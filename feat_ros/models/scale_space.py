@@ -128,8 +128,8 @@ class ScaleSpace(nn.Module):
         columns = columns.repeat_interleave(_BLOCK, dim=0)[:, None, :, None]
         return rows.float(), columns.float()
 
-    def differences(self, tones: Tensor) -> list[Tensor]:
-        """Return the differences of Gaussians (B, 4, H, W), (B, 4, H/2, W/2)."""
+    def differences(self, tones: Tensor) -> list[list[Tensor]]:
+        """Return the four differences of Gaussians of each octave, (B, 1, h, w) each."""
         found = []
         for octave in range(OCTAVES):
             batch, _, height, width = tones.shape
@@ -141,12 +141,10 @@ class ScaleSpace(nn.Module):
                 groups=len(SIGMAS) * _BLOCK,
             )  # fmt: skip
             levels = blurred.reshape(batch, len(SIGMAS), _BLOCK, height, -1)
-            difference = levels[:, 1:] - levels[:, :-1]
-            difference = difference.permute(0, 1, 3, 4, 2).reshape(batch, LEVELS, height, -1)
-            found.append(difference[..., :width])
-            if octave + 1 < OCTAVES:
-                middle = levels[:, 2].permute(0, 2, 3, 1).reshape(batch, 1, height, -1)
-                tones = functional.avg_pool2d(middle[..., :width], 2)
+            levels = levels.permute(0, 1, 3, 4, 2).reshape(batch, len(SIGMAS), height, -1)
+            gaussians = levels[..., :width].split(1, dim=1)
+            found.append([gaussians[k + 1] - gaussians[k] for k in range(LEVELS)])
+            tones = functional.avg_pool2d(gaussians[2], 2)
         return found
 
     def forward(self, tones: Tensor, valid_wh: Tensor, count: int) -> Points:
@@ -158,15 +156,14 @@ class ScaleSpace(nn.Module):
         return _refine(differences, response, cell)
 
 
-def _maxima(differences: Tensor, valid_wh: Tensor, octave: int) -> Tensor:
+def _maxima(differences: list[Tensor], valid_wh: Tensor, octave: int) -> Tensor:
     """Largest extremum (B, h/2 * w/2) in each cell of 2x2 pixels of an octave, or 0."""
-    batch, _, height, width = differences.shape
-    strength = differences.abs()
-    inner = torch.maximum(strength[:, 1:2], strength[:, 2:3])
-    largest = _window_maximum(torch.maximum(inner, strength[:, 3:4]))
+    batch, _, height, width = differences[0].shape
+    inner = torch.maximum(differences[1].abs(), differences[2].abs())
+    largest = _window_maximum(torch.maximum(inner, differences[3].abs()))
     limit = torch.div(valid_wh, 2**octave, rounding_mode='floor') - _BORDER
-    x = torch.arange(width, device=differences.device)
-    y = torch.arange(height, device=differences.device)
+    x = torch.arange(width, device=inner.device)
+    y = torch.arange(height, device=inner.device)
     is_inside = ((y >= _BORDER) & (y < limit[:, 1, None]))[:, None, :, None] & (
         (x >= _BORDER) & (x < limit[:, 0, None])
     )[:, None, None, :]
@@ -189,14 +186,15 @@ def _window_maximum(values: Tensor) -> Tensor:
     return torch.maximum(largest, rows[..., 2:])
 
 
-def _refine(differences: list[Tensor], response: Tensor, cell: Tensor) -> Points:
+def _refine(differences: list[list[Tensor]], response: Tensor, cell: Tensor) -> Points:
     """Points (B, N) of cells: the pixel and level of each, its curvatures and offset."""
-    batch, _, height, width = differences[0].shape
+    batch, _, height, width = differences[0][0].shape
     num_cells = (height // 2) * (width // 2)
     is_coarse = cell >= num_cells
     # The cells of both octaves lie one after the other, and so do their differences in memory.
     per_image = LEVELS * (height * width + (height // 2) * (width // 2))
-    flat = torch.cat([each.reshape(batch, -1) for each in differences], 1).reshape(-1)
+    levels = [level.reshape(batch, -1) for octave in differences for level in octave]
+    flat = torch.cat(levels, 1).reshape(-1)
     row_length = torch.where(is_coarse, width // 2, width)
     level_length = torch.where(is_coarse, (height // 2) * (width // 2), height * width)
     start = torch.where(is_coarse, LEVELS * height * width, 0)

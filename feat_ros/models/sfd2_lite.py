@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn, Tensor
@@ -114,14 +115,11 @@ def sample(values: Tensor, xy: Tensor, image: Tensor) -> Tensor:
     step_y = ((row + 1).clamp(max=height - 1) - row) * width
     corner = image * (height * width) + row * width + column
     index = torch.stack([corner, corner + step_x, corner + step_y, corner + step_x + step_y], 1)
-    weight = torch.stack(
-        [
-            (1 - right_share) * (1 - down_share), right_share * (1 - down_share),
-            (1 - right_share) * down_share, right_share * down_share,
-        ],
-        1,
-    )  # fmt: skip
-    return (functional.embedding(index, rows) * weight[..., None]).sum(1)
+    # One read of all four and sums of its slices: a sum over the axis is several times slower.
+    upper_left, upper_right, lower_left, lower_right = functional.embedding(index, rows).unbind(1)
+    right, down = right_share[:, None], down_share[:, None]
+    upper = upper_left * ((1 - right) * (1 - down)) + upper_right * (right * (1 - down))
+    return upper + lower_left * ((1 - right) * down) + lower_right * (right * down)
 
 
 class _Unit(nn.Module):
@@ -240,12 +238,19 @@ class Sfd2Lite(nn.Module):
 
     :param max_keypoints: K.
     :param stability_exponent: how much the ranking prefers what stays; 0 for not at all.
+    :cvar size_multiple: what width and height of the image are best a multiple of.
+    :ivar options: what this network was made with, beside the number of keypoints.
     """
 
-    def __init__(self, max_keypoints: int, stability_exponent: float = 0.5) -> None:
+    descriptor_dim = DESCRIPTOR_DIM
+    size_multiple = _MULTIPLE
+    published_options: Mapping[str, Any] = {}
+
+    def __init__(self, max_keypoints: int = 2048, stability_exponent: float = 0.5) -> None:
         super().__init__()
         self.max_keypoints = max_keypoints
         self.stability_exponent = stability_exponent
+        self.options = {'stability_exponent': stability_exponent}
         self.detector = ScaleSpace()
         self.network = Sfd2LiteNetwork()
 

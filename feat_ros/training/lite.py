@@ -54,8 +54,8 @@ class LiteConfig(Config):
     """A training run of ``sfd2_lite``."""
 
     photos: list[str] = option(list, 'folders of photographs')
-    town: str | None = option(None, 'folder of "feat_ros train town_cache", if any')
-    holdout_every: int = option(16, 'every so manieth photograph is for validation', minimum=2)
+    town: str | None = option(None, 'folder of "feat_ros train town-cache", if any')
+    holdout_every: int = option(16, 'one photograph in so many is for validation', minimum=2)
     seed: int = option(0, 'of weights and data', minimum=0)
     steps: int = option(60_000, 'steps of the whole schedule', minimum=1)
     learning_rate: float = option(2e-3, 'largest learning rate', minimum=0.0)

@@ -47,6 +47,9 @@ class TownCacheConfig(Config):
     drives_per_town: int = option(8, 'drives along each of them', minimum=2)
     frames_per_drive: int = option(12, 'frames of each drive', minimum=1)
     street_m: float = option(60.0, 'length of the street', minimum=40.0, maximum=400.0)
+    texel_m: float = option(
+        0.0125, 'size of a texel of the streets, metres', minimum=0.005, maximum=0.1
+    )
     width: int = option(512, 'width of a frame in pixels', minimum=64)
     height: int = option(384, 'height of a frame in pixels', minimum=64)
 
@@ -77,7 +80,7 @@ class TownCache:
             description = json.loads((folder / 'cache.json').read_text(encoding='utf-8'))
         except (OSError, ValueError):
             raise DataError(
-                f'{folder} is no cache of town frames: write one with "feat_ros train town_cache '
+                f'{folder} is no cache of town frames: write one with "feat_ros train town-cache '
                 '--out DIR"'
             ) from None
         self.description = description['config']
@@ -180,7 +183,7 @@ def write_town_cache(
 
 def _town_frames(seed: int, config: TownCacheConfig) -> Any:
     """Yield the rendered frames of one town."""
-    town = Town(seed, config.street_m)
+    town = Town(seed, config.street_m, config.texel_m)
     rng = np.random.default_rng([seed, 90])
     lights = list(CONDITIONS)
     for number in range(config.drives_per_town):
