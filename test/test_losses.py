@@ -92,7 +92,8 @@ def test_groups_that_nobody_knows_are_left_out() -> None:
     logits = np.random.default_rng(4).normal(size=(4, 3))
     group = np.array([2, -1, 0, -1])
     found = losses.group_loss(torch.from_numpy(logits), torch.from_numpy(group))
-    expected = -np.mean([logits[i, g] - np.log(np.exp(logits[i]).sum()) for i, g in ((0, 2), (2, 0))])
+    shares = [logits[i, g] - np.log(np.exp(logits[i]).sum()) for i, g in ((0, 2), (2, 0))]
+    expected = -np.mean(shares)
     assert_allclose(found.item(), expected)
     nothing = losses.group_loss(torch.from_numpy(logits), torch.full((4,), -1))
     assert nothing.item() == 0

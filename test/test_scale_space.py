@@ -53,7 +53,8 @@ def detect(
     tones = torch.from_numpy(picture.astype(np.float32))[None, None]
     points = detector(tones, valid, count)
     found = points.response[0] > 0
-    return tuple(each[0][found].numpy().astype(float) for each in points[:3])  # type: ignore[return-value]
+    xy, sigma, response = (each[0][found].numpy().astype(float) for each in points[:3])
+    return xy, sigma, response
 
 
 def slow_differences(picture: Float) -> list[Float]:

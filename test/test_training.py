@@ -40,7 +40,7 @@ SMALL = PairConfig(pairs=2, size=96, points=50, town_share=0.0)
 def textured(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     noise = cv2.GaussianBlur(rng.normal(size=(height, width, 3)), (0, 0), 2.0)
-    return np.clip(120 + 45 * noise / noise.std(), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(120 + 45 * noise / noise.std(), 0, 255), np.uint8)
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +93,7 @@ def test_noise_is_of_unit_deviation() -> None:
     piece = augment.noise(200, 300, np.random.default_rng(1))
     assert piece.shape == (200, 300, 3)
     assert_allclose([piece.mean(), piece.std()], [0, 1], atol=0.02)
+    assert augment.noise(30, 1100, np.random.default_rng(1)).shape == (30, 1100, 3)
 
 
 def test_both_views_show_the_same_place(photos: Path) -> None:
@@ -149,20 +150,23 @@ def test_correspondence_is_that_of_a_loop() -> None:
     rng = np.random.default_rng(6)
     size, count = 100, 60
     xy_a = rng.uniform(0, size, (count, 2))
-    xy_b = xy_a[rng.permutation(count)] + rng.normal(0, 0.8, (count, 2)) + (3.0, -2.0)
+    xy_b = xy_a[rng.permutation(count)] + rng.normal(0, 0.8, (count, 2)) + [3.0, -2.0]
     is_a, is_b = rng.random(count) < 0.8, rng.random(count) < 0.8
     gone = rng.random(count) < 0.2
 
+    shift = np.array([3.0, -2.0])
+
     def to_b(points: Float) -> tuple[Float, Any]:
-        return points + (3.0, -2.0), np.where(gone, -1, 1)
+        return points + shift, np.where(gone, -1, 1)
 
     def to_a(points: Float) -> tuple[Float, Any]:
-        return points - (3.0, -2.0), np.ones(count, int)
+        return points - shift, np.ones(count, int)
 
     partner, target_a, target_b = pairs.correspond(xy_a, is_a, xy_b, is_b, (to_b, to_a), size)
-    moved, back = xy_a + (3.0, -2.0), xy_b - (3.0, -2.0)
-    sees_a = [is_a[i] and not gone[i] and np.all((moved[i] >= 8) & (moved[i] <= 92)) for i in range(count)]
-    sees_b = [is_b[j] and np.all((back[j] >= 8) & (back[j] <= 92)) for j in range(count)]
+    moved, back = xy_a + shift, xy_b - shift
+    in_b, in_a = (np.all((each >= 8) & (each <= 92), axis=1) for each in (moved, back))
+    sees_a = [is_a[i] and not gone[i] and in_b[i] for i in range(count)]
+    sees_b = [is_b[j] and in_a[j] for j in range(count)]
     distance = np.linalg.norm(moved[:, None] - xy_b[None], axis=2)
     for i in range(count):
         candidates = [j for j in range(count) if sees_b[j]] if sees_a[i] else []

@@ -24,8 +24,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional
 
-# Standard deviations of the Gaussians of an octave, in its pixels, not counting the camera's blur. The middle one is halved in
-# resolution and starts the next octave.
+# Standard deviations of the Gaussians of an octave, in its pixels and on top of the camera's own
+# blur. The middle one is halved in resolution and starts the next octave.
 SIGMAS = (1.0, math.sqrt(2.0), 2.0, 2.0 * math.sqrt(2.0), 4.0)
 LEVELS = len(SIGMAS) - 1
 OCTAVES = 2
@@ -103,10 +103,10 @@ class ScaleSpace(nn.Module):
         super().__init__()
         radius = math.ceil(_REACH * SIGMAS[-1])
         assert radius <= _BLOCK
-        rows, columns = zip(*(self._filters(octave, radius) for octave in range(OCTAVES)))
         for octave in range(OCTAVES):
-            self.register_buffer(f'rows_{octave}', rows[octave], persistent=False)
-            self.register_buffer(f'columns_{octave}', columns[octave], persistent=False)
+            rows, columns = self._filters(octave, radius)
+            self.register_buffer(f'rows_{octave}', rows, persistent=False)
+            self.register_buffer(f'columns_{octave}', columns, persistent=False)
         self._radius = radius
 
     @staticmethod

@@ -191,9 +191,11 @@ class Sfd2LiteNetwork(nn.Module):
             ring = getattr(self, f'ring_{k - 1}')
             xy = points.xy[:, None] + points.sigma[:, None, None] * ring
             image = points.image[:, None].expand(-1, count).reshape(-1)
-            taken = sample(each, xy.reshape(-1, 2) / 2**k, image).reshape(-1, count * each.shape[1])
-            centers.append(taken[:, : each.shape[1]])
-            rings.append(taken[:, each.shape[1] :])
+            taken = sample(each, xy.reshape(-1, 2) / 2**k, image)
+            channels = each.shape[1]
+            taken = taken.reshape(-1, count * channels)
+            centers.append(taken[:, :channels])
+            rings.append(taken[:, channels:])
         return centers, rings
 
     def rank(self, centers: list[Tensor], features: Tensor) -> Ranking:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,10 +52,13 @@ def _noise_bank() -> Float32:
 
 
 def noise(height: int, width: int, rng: np.random.Generator) -> Float32:
-    """Return (H, W, 3) of standard deviation 1, H and W at most 1024."""
-    y = int(rng.integers(_NOISE_SIDE - height + 1))
-    x = int(rng.integers(_NOISE_SIDE - width + 1))
-    piece = _noise_bank()[y : y + height, x : x + width]
+    """Return (H, W, 3) of standard deviation 1; from 1024 pixels on it repeats itself."""
+    bank = _noise_bank()
+    if max(height, width) > _NOISE_SIDE:
+        bank = np.tile(bank, (-(-height // _NOISE_SIDE), -(-width // _NOISE_SIDE), 1))
+    y = int(rng.integers(bank.shape[0] - height + 1))
+    x = int(rng.integers(bank.shape[1] - width + 1))
+    piece = bank[y : y + height, x : x + width]
     return piece[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
 
 
@@ -123,9 +127,7 @@ def _expose(
     return np.asarray(light + cv2.sqrt(variance) * noise(height, width, rng), np.float32)
 
 
-def _night(
-    light: Float32, config: LightConfig, rng: np.random.Generator
-) -> tuple[Float32, float]:
+def _night(light: Float32, config: LightConfig, rng: np.random.Generator) -> tuple[Float32, float]:
     """Light of a night and how much the camera lifts it after taking it."""
     height, width = light.shape[:2]
     share = float(np.exp(rng.uniform(np.log(config.darkest), np.log(config.brightest))))
@@ -163,11 +165,11 @@ def _motion_kernel(rng: np.random.Generator) -> Float32:
     """A straight line of 3 to 9 pixels, weights of sum 1."""
     length, angle = float(rng.uniform(2, 8)), float(rng.uniform(0, np.pi))
     side = 11
-    kernel = np.zeros((side * 4, side * 4), np.float32)
+    kernel: Any = np.zeros((side * 4, side * 4), np.float32)
     step = np.array([np.cos(angle), np.sin(angle)]) * length * 2
     start, end = side * 2 - step, side * 2 + step
     cv2.line(
         kernel, np.rint(start).astype(int).tolist(), np.rint(end).astype(int).tolist(), 1.0, 4
     )
-    kernel = np.asarray(cv2.resize(kernel, (side, side), interpolation=cv2.INTER_AREA), np.float32)
-    return kernel / np.float32(kernel.sum())
+    kernel = cv2.resize(kernel, (side, side), interpolation=cv2.INTER_AREA)
+    return np.asarray(kernel / kernel.sum(), np.float32)

@@ -92,15 +92,15 @@ class Average:
         self.decay = decay
         self.values = {name: each.detach().clone() for name, each in module.state_dict().items()}
 
-    @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move towards the module; what is counted is copied."""
         current = module.state_dict()
         floats = [name for name, each in self.values.items() if each.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.values[name] for name in floats],
-            [current[name] for name in floats],
-            1 - self.decay,
-        )
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                [self.values[name] for name in floats],
+                [current[name] for name in floats],
+                1 - self.decay,
+            )
         for name in self.values.keys() - set(floats):
             self.values[name].copy_(current[name])

@@ -110,7 +110,9 @@ def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, 
     rows = number[pair, row]
     columns = number[pairs + pair, batch.partner[pair, row]] - num_first
     scale = trainee.log_scale.exp().clamp(max=config.largest_scale)
-    match = dual_softmax_loss(descriptors[:num_first], descriptors[num_first:], scale, rows, columns)
+    match = dual_softmax_loss(
+        descriptors[:num_first], descriptors[num_first:], scale, rows, columns
+    )  # fmt: skip
     is_right = torch.cat([match.is_right_a, match.is_right_b])
     target, group = batch.target[is_point], batch.group[is_point]
     matchability = matchability_loss(ranking.match_logit, target, is_right)
@@ -247,7 +249,7 @@ class Run:
         maker = PairMaker(config.pair, self.photos, self.town, config.seed)
         loader = DataLoader(
             maker,
-            sampler=range(self.step, last),  # type: ignore[arg-type]
+            sampler=range(self.step, last),
             batch_size=None,
             num_workers=config.workers,
             prefetch_factor=4 if config.workers else None,
@@ -302,7 +304,6 @@ class Run:
             file.write(json.dumps(line) + '\n')
         logger.info('%s', line)
 
-    @torch.no_grad()
     def _validate(self) -> None:
         """Measure matching on held-out photographs with the averaged weights."""
         config = self.config
@@ -314,7 +315,8 @@ class Run:
         averaged.eval()
         found: dict[str, float] = {}
         for batch in self._validation:
-            _, logged = losses(averaged, batch, config)
+            with torch.no_grad():
+                _, logged = losses(averaged, batch, config)
             for name in ('matched_right', 'match_loss', 'matchability_loss', 'group_right'):
                 found[name] = found.get(name, 0.0) + logged[name] / len(self._validation)
         line = {'step': self.step} | {name: round(value, 5) for name, value in found.items()}

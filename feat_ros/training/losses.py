@@ -99,7 +99,5 @@ def group_loss(logits: Tensor, group: Tensor) -> Tensor:
     :param logits: (M, 3).
     :param group: (M,) int64, -1 not known.
     """
-    loss = functional.cross_entropy(
-        logits, group, ignore_index=-1, reduction='sum'
-    )
+    loss = functional.cross_entropy(logits, group, ignore_index=-1, reduction='sum')
     return loss / (group >= 0).sum().clamp(min=1)

@@ -98,6 +98,10 @@ class View(NamedTuple):
     view_from_source: Float
 
 
+# Two views and where the points of each lie in the other.
+Pair = tuple[View, View, tuple[Transfer, Transfer]]
+
+
 class Photo(NamedTuple):
     """A photograph at full, half, quarter ... resolution, and its labels if it has any."""
 
@@ -209,7 +213,7 @@ class PairMaker(Dataset[Batch]):
             torch.from_numpy(group),
         )  # fmt: skip
 
-    def _photo_pair(self, rng: np.random.Generator) -> tuple[View, View, tuple[Transfer, Transfer]]:
+    def _photo_pair(self, rng: np.random.Generator) -> Pair:
         photo = self._photos[int(rng.choice(len(self._photos), p=self._share))]
         height, width = photo.levels[0].shape[:2]
         size = self.config.size
@@ -227,10 +231,11 @@ class PairMaker(Dataset[Batch]):
         second = self._quad(rng, center + shift, scale, turn + self._turn(rng))
         if rng.random() < 0.5:
             first, second = second, first
-        views = (self._photo_view(photo, first, rng, False), self._photo_view(photo, second, rng, True))
-        b_from_a = views[1].view_from_source @ np.linalg.inv(views[0].view_from_source)
-        a_from_b = np.linalg.inv(b_from_a)
-        return (*views, (_homography_transfer(b_from_a), _homography_transfer(a_from_b)))
+        a = self._photo_view(photo, first, rng, may_be_night=False)
+        b = self._photo_view(photo, second, rng, may_be_night=True)
+        b_from_a = b.view_from_source @ np.linalg.inv(a.view_from_source)
+        transfers = _homography_transfer(b_from_a), _homography_transfer(np.linalg.inv(b_from_a))
+        return a, b, transfers
 
     def _turn(self, rng: np.random.Generator) -> float:
         """Turn of the second view in degrees."""
@@ -259,7 +264,7 @@ class PairMaker(Dataset[Batch]):
         )
 
     def _photo_view(
-        self, photo: Photo, quad: Float, rng: np.random.Generator, may_be_night: bool
+        self, photo: Photo, quad: Float, rng: np.random.Generator, *, may_be_night: bool
     ) -> View:
         view_from_source = self._view_from(quad)
         # The level at which a pixel of the view is one to two of the photograph's.
@@ -286,7 +291,7 @@ class PairMaker(Dataset[Batch]):
         )
         return np.asarray(warped, np.uint8)
 
-    def _town_pair(self, rng: np.random.Generator) -> tuple[View, View, tuple[Transfer, Transfer]]:
+    def _town_pair(self, rng: np.random.Generator) -> Pair:
         assert self.town is not None
         size = self.config.size
         for _ in range(_TOWN_TRIES):
@@ -307,20 +312,19 @@ class PairMaker(Dataset[Batch]):
         reach = 0.5 * other * size
         target = np.clip(target, [reach, reach], [width - reach, height - reach])
         turn = self._turn(rng) if rng.random() < 0.3 else float(rng.normal(0, 3.0))
-        views = []
+        views: list[View] = []
         for frame, quad in (
             (a, self._quad(rng, center, scale, 0.0)), (b, self._quad(rng, target, other, turn))
         ):  # fmt: skip
             view_from_source = self._view_from(quad)
             image = self._warp(frame.image, view_from_source, cv2.INTER_LINEAR)
-            image = change_light(
-                image, self.config.light, rng, may_be_night=bool(views) and image.mean() > _DAY_MEAN
-            )
+            may_be_night = bool(views) and image.mean() > _DAY_MEAN
+            image = change_light(image, self.config.light, rng, may_be_night=may_be_night)
             group = self._warp(frame.group, view_from_source, cv2.INTER_NEAREST)
             views.append(View(image, group, view_from_source))
 
         def transfer(source: Any, target: Any, source_view: View, target_view: View) -> Transfer:
-            inverse = np.linalg.inv(source_view.view_from_source)
+            inverse = np.asarray(np.linalg.inv(source_view.view_from_source), float)
 
             def apply(points: Float) -> tuple[Float, Any]:
                 pixels = _apply(inverse, points)
