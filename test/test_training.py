@@ -64,13 +64,19 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> TownCache:
     return TownCache(write_town_cache(tmp_path_factory.mktemp('town') / 'cache', config))
 
 
-def test_darkness_is_a_share_of_the_light() -> None:
+def test_a_night_is_darker_and_noisier() -> None:
     image = np.full((64, 64, 3), 200, np.uint8)
-    dark = augment.darken(image, 0.05, np.random.default_rng(0), electrons=1e6)
-    expected = 255 * ((200 / 255) ** 2.2 * 0.05) ** (1 / 2.2)
-    assert_allclose(dark.mean(), expected, atol=1.0)
-    noisy = augment.darken(image, 0.05, np.random.default_rng(0), electrons=500)
-    assert noisy.std() > 4 * dark.std()
+    config = replace(PLAIN, night_share=1.0, darkest=0.05, brightest=0.05)
+    nights = [
+        augment.change_light(image, config, np.random.default_rng(seed), may_be_night=True)
+        for seed in range(12)
+    ]
+    days = [
+        augment.change_light(image, config, np.random.default_rng(seed), may_be_night=False)
+        for seed in range(12)
+    ]
+    assert np.median([each.mean() for each in nights]) < 120 < np.min([d.mean() for d in days])
+    assert np.median([each.std() for each in nights]) > 2 * np.median([d.std() for d in days])
 
 
 def test_a_change_of_light_moves_nothing(photos: Path) -> None:
@@ -255,9 +261,18 @@ def test_a_run_in_pieces_is_a_run_in_one(tmp_path: Path, photos: Path) -> None:
     validation = (tmp_path / 'one' / 'validation.jsonl').read_text().splitlines()
     assert [json.loads(line)['step'] for line in validation] == [4]
     assert (tmp_path / 'one' / 'weights_best.npz').exists()
+    assert (tmp_path / 'one' / 'curves.png').stat().st_size > 5000
     data = json.loads((tmp_path / 'one' / 'data.json').read_text())
     assert len(data['training']) == 3
     assert len(data['validation']) == 1
+
+
+def test_a_killed_run_logs_no_step_twice(tmp_path: Path, photos: Path) -> None:
+    Run(run_config(photos), tmp_path).train(last_step=2)
+    with (tmp_path / 'log.jsonl').open('a') as file:
+        file.write('{"step": 3}\n')
+    run = Run(run_config(photos), tmp_path)
+    assert [line['step'] for line in run.curves.read('log')] == [1, 2]
 
 
 def test_a_checkpoint_is_small(tmp_path: Path, photos: Path) -> None:

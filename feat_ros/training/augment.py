@@ -68,14 +68,6 @@ def encode(light: Float32) -> Image:
     return np.asarray(cv2.convertScaleAbs(values, alpha=255.0), np.uint8)
 
 
-def darken(image: Image, share: float, rng: np.random.Generator, electrons: float) -> Image:
-    """Return the picture as a camera with the same settings takes it in a share of the light.
-
-    :param electrons: of a saturated pixel: what is left of the light is noisy accordingly.
-    """
-    return encode(_expose(_to_linear()[image] * np.float32(share), electrons, 2.0, rng))
-
-
 def change_light(
     image: Image, config: LightConfig, rng: np.random.Generator, *, may_be_night: bool
 ) -> Image:

@@ -3,7 +3,7 @@
 """Training of ``sfd2_lite``: no teacher, no labels needed, a CPU suffices.
 
 A run is a folder: ``config.json``, ``data.json`` (name and sha256 of every photograph),
-``log.jsonl`` (one line every so many steps), ``validation.jsonl``, ``curves.png``,
+``log.jsonl`` (one line every so many steps), ``validation.jsonl``, ``curves.png``, ``tensorboard/``,
 ``last.npz`` (everything to go on from) and ``weights_last.npz``, ``weights_best.npz`` (the moving
 average, the best by validation on matching).
 """
@@ -16,6 +16,7 @@ import math
 import platform
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ import torch
 from torch import nn, Tensor
 from torch.utils.data import DataLoader
 
-import feat_ros
 from feat_ros import config as configs
 from feat_ros.config import Config, option
 from feat_ros.errors import DataError
 from feat_ros.models.scale_space import Points
 from feat_ros.models.sfd2_lite import FlatPoints, Sfd2LiteNetwork, tones
 from feat_ros.training import checkpoint
+from feat_ros.training.curves import Curves
 from feat_ros.training.losses import dual_softmax_loss, group_loss, matchability_loss
 from feat_ros.training.pairs import (
     Batch,
@@ -175,10 +176,12 @@ class Run:
         )
         self.average = checkpoint.Average(self.trainee, config.ema_decay)
         self.step, self.best = 0, -1.0
+        self.curves = Curves(folder)
         self._validation: list[Batch] = []
         if (folder / 'last.npz').exists():
             self._load(checkpoint.load(folder / 'last.npz'))
             logger.warning('going on from step %d of %s', self.step, folder)
+        self.curves.truncate(self.step)
 
     def _check_config(self) -> None:
         path = self.folder / 'config.json'
@@ -198,7 +201,7 @@ class Run:
 
     def _write_manifest(self) -> None:
         manifest = {
-            'feat_ros': feat_ros.__version__ if hasattr(feat_ros, '__version__') else '',
+            'feat_ros': version('feat_ros'),
             'python': platform.python_version(),
             'torch': torch.__version__,
             'numpy': np.__version__,
@@ -300,8 +303,7 @@ class Run:
             'data_wait_s': round(waited_s, 3),
             'eta_h': round(rate * (last - self.step) / 3600, 2),
         }
-        with (self.folder / 'log.jsonl').open('a', encoding='utf-8') as file:
-            file.write(json.dumps(line) + '\n')
+        self.curves.add('log', line)
         logger.info('%s', line)
 
     def _validate(self) -> None:
@@ -320,14 +322,14 @@ class Run:
             for name in ('matched_right', 'match_loss', 'matchability_loss', 'group_right'):
                 found[name] = found.get(name, 0.0) + logged[name] / len(self._validation)
         line = {'step': self.step} | {name: round(value, 5) for name, value in found.items()}
-        with (self.folder / 'validation.jsonl').open('a', encoding='utf-8') as file:
-            file.write(json.dumps(line) + '\n')
+        self.curves.add('validation', line)
+        self.curves.draw()
         logger.info('validation %s', line)
         if found['matched_right'] > self.best:
             self.best = found['matched_right']
             self._save_weights('weights_best.npz')
 
 
-def _start_worker(number: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

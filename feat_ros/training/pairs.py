@@ -128,9 +128,12 @@ def find_photos(folders: list[str]) -> list[Path]:
 
 
 def data_manifest(paths: list[Path]) -> list[dict[str, str]]:
-    """Name and sha256 of each file."""
+    """Name, with the folder it is in, and sha256 of each file."""
     return [
-        {'file': str(path), 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+        {
+            'file': f'{path.parent.name}/{path.name}',
+            'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
         for path in paths
     ]
 

@@ -43,9 +43,9 @@ class TownCacheConfig(Config):
     """What a cache of town frames holds."""
 
     first_seed: int = option(9001, 'seed of the first town; the shipped map has seed 7', minimum=0)
-    num_towns: int = option(6, 'how many towns', minimum=1)
+    num_towns: int = option(8, 'how many towns', minimum=1)
     drives_per_town: int = option(8, 'drives along each of them', minimum=2)
-    frames_per_drive: int = option(12, 'frames of each drive', minimum=1)
+    frames_per_drive: int = option(10, 'frames of each drive', minimum=1)
     street_m: float = option(60.0, 'length of the street', minimum=40.0, maximum=400.0)
     texel_m: float = option(
         0.0125, 'size of a texel of the streets, metres', minimum=0.005, maximum=0.1
