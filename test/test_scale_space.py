@@ -84,7 +84,7 @@ def slow_cells(differences: Float, valid_wh: tuple[int, int], octave: int) -> Fl
     cells = np.zeros((height // 2, width // 2))
     limit_x, limit_y = (side // 2**octave - 4 for side in valid_wh)
     for y, x in itertools.product(range(height), range(width)):
-        if not (4 <= x < limit_x and 4 <= y < limit_y):
+        if min(x, y) < 4 or x | 1 >= limit_x or y | 1 >= limit_y:
             continue
         window = strength[1:, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
         inner = strength[1:3, y, x].max()

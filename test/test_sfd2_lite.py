@@ -108,7 +108,7 @@ def test_the_keypoints_kept_are_the_best_of_more() -> None:
     few.load_state_dict(many.state_dict(), strict=True)
     image = picture(96, 96)
     kept, all_kept = extract(few, image), extract(many, image)
-    # The weaker half of the detector's points is not ranked by the network when few are wanted.
+    # The detector's weaker points are not ranked by the network when few are wanted.
     assert kept[4] == 10
     places = {tuple(each) for each in all_kept[0].round(3).tolist()}
     assert all(tuple(each) in places for each in kept[0].round(3).tolist())

@@ -43,7 +43,7 @@ _FARTHEST = 1.0
 # Weakest response, where a quarter is the mean of the image.
 _WEAKEST = 3e-4
 # TensorRT's TopK takes no more.
-_TOP_K_LIMIT = 3840
+TOP_K_LIMIT = 3840
 # What of a point the networks are told; see Points.
 POINT_FEATURES = 5
 
@@ -78,12 +78,12 @@ def top_k(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     In pieces that TensorRT takes; M must be at least ``count``.
     """
-    first = min(count, _TOP_K_LIMIT)
+    first = min(count, TOP_K_LIMIT)
     found, at = torch.topk(values, first, dim=1)
     parts = [(found, at)]
     while first < count:
         values = values.scatter(1, at, -1.0)
-        step = min(count - first, _TOP_K_LIMIT)
+        step = min(count - first, TOP_K_LIMIT)
         found, at = torch.topk(values, step, dim=1)
         parts.append((found, at))
         first += step
@@ -160,30 +160,16 @@ def _maxima(differences: list[Tensor], valid_wh: Tensor, octave: int) -> Tensor:
     """Largest extremum (B, h/2 * w/2) in each cell of 2x2 pixels of an octave, or 0."""
     batch, _, height, width = differences[0].shape
     inner = torch.maximum(differences[1].abs(), differences[2].abs())
-    largest = _window_maximum(torch.maximum(inner, differences[3].abs()))
+    largest = functional.max_pool2d(torch.maximum(inner, differences[3].abs()), 3, 1, 1)
+    cells = functional.max_pool2d(inner * (inner >= largest).to(inner.dtype), 2)
+    # Of a cell all four pixels must be inside.
     limit = torch.div(valid_wh, 2**octave, rounding_mode='floor') - _BORDER
-    x = torch.arange(width, device=inner.device)
-    y = torch.arange(height, device=inner.device)
-    is_inside = ((y >= _BORDER) & (y < limit[:, 1, None]))[:, None, :, None] & (
-        (x >= _BORDER) & (x < limit[:, 0, None])
-    )[:, None, None, :]
-    is_found = (inner >= largest) & (inner > _WEAKEST) & is_inside
-    found = torch.where(is_found, inner, torch.zeros_like(inner))
-    rows = torch.maximum(found[:, :, 0::2], found[:, :, 1::2])
-    return torch.maximum(rows[..., 0::2], rows[..., 1::2]).reshape(batch, -1)
-
-
-def _window_maximum(values: Tensor) -> Tensor:
-    """Return the largest of the 3x3 pixels around each of (B, 1, h, w), at least zero.
-
-    As maxima of shifted copies, which processors take several at a time.
-    """
-    height, width = values.shape[2:]
-    padded = functional.pad(values, (1, 1, 1, 1))
-    rows = torch.maximum(padded[:, :, :height], padded[:, :, 1 : height + 1])
-    rows = torch.maximum(rows, padded[:, :, 2:])
-    largest = torch.maximum(rows[..., :width], rows[..., 1 : width + 1])
-    return torch.maximum(largest, rows[..., 2:])
+    x = 2 * torch.arange(width // 2, device=inner.device)
+    y = 2 * torch.arange(height // 2, device=inner.device)
+    inside_x = (x >= _BORDER) & (x + 1 < limit[:, 0, None])
+    inside_y = (y >= _BORDER) & (y + 1 < limit[:, 1, None])
+    is_found = (cells > _WEAKEST) & inside_y[:, None, :, None] & inside_x[:, None, None, :]
+    return torch.where(is_found, cells, torch.zeros_like(cells)).reshape(batch, -1)
 
 
 def _refine(differences: list[list[Tensor]], response: Tensor, cell: Tensor) -> Points:
@@ -210,7 +196,7 @@ def _refine(differences: list[list[Tensor]], response: Tensor, cell: Tensor) -> 
     # Which of the cell's four pixels and of the two inner levels.
     pixels = torch.stack([corner, corner + 1, corner + row_length, corner + row_length + 1], -1)
     candidates = torch.cat([pixels, pixels + level_length[..., None]], -1)
-    values = flat[candidates].abs()
+    values = _take(flat, candidates).abs()
     chosen = torch.argmax(values, dim=-1)
     level_up = torch.div(chosen, 4, rounding_mode='floor')
     place = chosen - 4 * level_up
@@ -234,7 +220,7 @@ def _refine(differences: list[list[Tensor]], response: Tensor, cell: Tensor) -> 
         ],
         -1,
     )  # fmt: skip
-    values = flat[around]
+    values = _take(flat, around)
     sign = torch.where(values[..., 0] >= 0, 1.0, -1.0)
     # Center, west, east, north, south and the corners; then the same of the level below, above.
     c, w, e, n, s, nw, ne, sw, se, cb, wb, eb, nb, sb, ca, wa, ea, na, sa = (
@@ -269,6 +255,11 @@ def _refine(differences: list[list[Tensor]], response: Tensor, cell: Tensor) -> 
         response * kept,
         features * kept[..., None],
     )
+
+
+def _take(flat: Tensor, index: Tensor) -> Tensor:
+    """Return ``flat[index]`` by the operator that runtimes have fast code for."""
+    return flat.index_select(0, index.reshape(-1)).reshape(index.shape)
 
 
 def _vertex(

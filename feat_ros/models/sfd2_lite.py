@@ -11,7 +11,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional
 
-from feat_ros.models.scale_space import POINT_FEATURES, ScaleSpace, top_k
+from feat_ros.models.scale_space import POINT_FEATURES, ScaleSpace, top_k, TOP_K_LIMIT
 from feat_ros.semantics import STABILITY, StabilityGroup
 
 DESCRIPTOR_DIM = 128
@@ -75,25 +75,24 @@ def tones(image: Tensor, valid_wh: Tensor) -> Tones:
     do not outshine the rest. The detector keeps proportions: luma / mean, less 1, over 4, for in
     the dark a curve lifts more noise than structure. What is beyond ``valid_wh`` (B, 2) is 0.
     """
-    height, width = image.shape[1:3]
+    batch, height, width, _ = image.shape
     x = torch.arange(width, device=image.device)
     y = torch.arange(height, device=image.device)
-    is_valid = (y < valid_wh[:, 1, None])[:, None, :, None] & (x < valid_wh[:, 0, None])[
-        :, None, None, :
-    ]
-    is_valid = is_valid.to(torch.float32)
-    values = image.permute(0, 3, 1, 2).to(torch.float32) * is_valid
+    valid_x = (x < valid_wh[:, 0, None]).to(torch.float32)[:, None, None, :]
+    valid_y = (y < valid_wh[:, 1, None]).to(torch.float32)[:, None, :, None]
+    is_valid = valid_y * valid_x
+    values = image.permute(0, 3, 1, 2).to(torch.float32)
+    # Sums as products: nothing of the size of the image is written for them.
+    total = valid_y.transpose(2, 3) @ (values @ valid_x.transpose(2, 3))
     count = (valid_wh[:, 0] * valid_wh[:, 1]).to(torch.float32)[:, None, None, None]
-    mean = values.sum((2, 3), keepdim=True) / count + _DARKNESS
+    mean = total / count + _DARKNESS
     colors = (values / (values + mean) - 0.5) * is_valid
-    grey = (_luma(values) / (4 * _luma(mean)) - 0.25) * is_valid
+    luma = values.new_tensor(_LUMA)[None, None]
+    gain = luma / (4 * luma @ mean.reshape(batch, 3, 1))
+    grey = (gain @ values.reshape(batch, 3, -1)).reshape(batch, 1, height, width)
+    grey = (grey - 0.25) * is_valid
     padding = (0, -width % _MULTIPLE, 0, -height % _MULTIPLE)
     return Tones(functional.pad(colors, padding), functional.pad(grey, padding))
-
-
-def _luma(colors: Tensor) -> Tensor:
-    red, green, blue = colors.split(1, dim=1)
-    return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
 
 
 def sample(values: Tensor, xy: Tensor, image: Tensor) -> Tensor:
@@ -114,12 +113,18 @@ def sample(values: Tensor, xy: Tensor, image: Tensor) -> Tensor:
     step_x = (column + 1).clamp(max=width - 1) - column
     step_y = ((row + 1).clamp(max=height - 1) - row) * width
     corner = image * (height * width) + row * width + column
-    index = torch.stack([corner, corner + step_x, corner + step_y, corner + step_x + step_y], 1)
-    # One read of all four and sums of its slices: a sum over the axis is several times slower.
-    upper_left, upper_right, lower_left, lower_right = functional.embedding(index, rows).unbind(1)
-    right, down = right_share[:, None], down_share[:, None]
-    upper = upper_left * ((1 - right) * (1 - down)) + upper_right * (right * (1 - down))
-    return upper + lower_left * ((1 - right) * down) + lower_right * (right * down)
+    # One read for all four corners, which lie one after the other: a sum over them as an axis is
+    # several times slower in runtimes than sums of slices.
+    index = torch.stack([corner, corner + step_x, corner + step_y, corner + step_x + step_y])
+    left_share, up_share = 1 - right_share, 1 - down_share
+    weight = torch.stack(
+        [
+            left_share * up_share, right_share * up_share,
+            left_share * down_share, right_share * down_share,
+        ]
+    )  # fmt: skip
+    a, b, c, d = (functional.embedding(index, rows) * weight[..., None]).unbind(0)
+    return (a + b) + (c + d)
 
 
 class _Unit(nn.Module):
@@ -263,8 +268,8 @@ class Sfd2Lite(nn.Module):
         count = self.max_keypoints
         sizes = valid_wh[None]
         adapted = tones(image, sizes)
-        # Twice as many as are kept, so that the network has a choice, but no second TopK for it.
-        candidates = max(count, min(2 * count, 3840))
+        # More than are kept, so that the network has a choice, but no second TopK for it.
+        candidates = max(count, min(count + count // 2, TOP_K_LIMIT))
         points = self.detector(adapted.grey, sizes, candidates)
         maps = self.network.backbone(adapted.colors)
         xy, sigma, response, features = (each[0] for each in points)

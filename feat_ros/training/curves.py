@@ -40,7 +40,7 @@ class Curves:
                 self._board.add_scalar(f'{name}/{key}', value, int(line['step']))
 
     def truncate(self, step: int) -> None:
-        """Drop what was written after a step: a run goes on from its checkpoint, not from there."""
+        """Drop what was written after a step: a run goes on from its last checkpoint."""
         for name in ('log', 'validation'):
             path = self.folder / f'{name}.jsonl'
             if path.exists():

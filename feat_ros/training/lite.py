@@ -3,9 +3,9 @@
 """Training of ``sfd2_lite``: no teacher, no labels needed, a CPU suffices.
 
 A run is a folder: ``config.json``, ``data.json`` (name and sha256 of every photograph),
-``log.jsonl`` (one line every so many steps), ``validation.jsonl``, ``curves.png``, ``tensorboard/``,
-``last.npz`` (everything to go on from) and ``weights_last.npz``, ``weights_best.npz`` (the moving
-average, the best by validation on matching).
+``log.jsonl`` (one line every so many steps), ``validation.jsonl``, ``curves.png``,
+``tensorboard/``, ``last.npz`` (everything to go on from) and ``weights_last.npz``,
+``weights_best.npz`` (the moving average, the best by validation on matching).
 """
 
 from __future__ import annotations
