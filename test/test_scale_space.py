@@ -86,7 +86,8 @@ def slow_cells(differences: Float, valid_wh: tuple[int, int], octave: int) -> Fl
     for y, x in itertools.product(range(height), range(width)):
         if min(x, y) < 4 or x | 1 >= limit_x or y | 1 >= limit_y:
             continue
-        window = strength[1:, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+        asked = strength[1 if octave == 0 else 0 :]
+        window = asked[:, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
         inner = strength[1:3, y, x].max()
         if inner >= window.max() and inner > 3e-4:
             cells[y // 2, x // 2] = max(cells[y // 2, x // 2], inner)
