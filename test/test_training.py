@@ -19,6 +19,8 @@ torch = pytest.importorskip('torch', reason='torch is not installed')
 
 from feat_ros.cli import main  # noqa: E402
 from feat_ros.errors import DataError  # noqa: E402
+from feat_ros.extractors import create_extractor  # noqa: E402
+from feat_ros.models.weights import load_weights  # noqa: E402
 from feat_ros.semantics import StabilityGroup  # noqa: E402
 from feat_ros.training import augment, checkpoint, pairs  # noqa: E402
 from feat_ros.training.lite import learning_rate, LiteConfig, Run  # noqa: E402
@@ -332,3 +334,19 @@ def test_the_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture
     config.write_text(json.dumps(options))
     assert main(command) == 0
     assert '1 of 1 steps' in capsys.readouterr().out
+    about = tmp_path / 'about.json'
+    about.write_text('{"licence": "mine"}')
+    out = tmp_path / 'mine.npz'
+    command = ['train', 'weights', '--run', str(tmp_path / 'run'), '--out', str(out)]
+    assert main([*command, '--about', str(about)]) == 0
+    weights = load_weights(out, 'sfd2_lite')
+    assert weights.provenance['licence'] == 'mine'
+    assert (weights.provenance['step'], weights.provenance['steps']) == (1, 1)
+    last = load_weights(tmp_path / 'run' / 'weights_last.npz', 'sfd2_lite')
+    assert weights.sha256 == last.sha256
+    features = create_extractor('sfd2_lite', max_keypoints=50, runtime='torch', model=str(out))(
+        textured(64, 96, 1)
+    )
+    assert 5 < len(features) <= 50
+    assert main(['train', 'weights', '--run', str(tmp_path), '--out', str(out)]) == 1
+    assert 'last.npz does not exist' in capsys.readouterr().err

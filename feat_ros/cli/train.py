@@ -14,13 +14,12 @@ from typing import Any
 from feat_ros import config
 from feat_ros.cli.common import add_command, progress
 from feat_ros.errors import DataError
+from feat_ros.training.town_cache import TownCache, TownCacheConfig, write_town_cache
 
 _EXAMPLE = """feat_ros train town-cache --out town_frames
   feat_ros train sfd2_lite --config lite.json --out run
 with lite.json:
-  {"photos": ["photographs"], "town": "town_frames"}
-every option that it may hold, with its default, is listed by
-  feat_ros train sfd2_lite --help"""
+  {"photos": ["photographs"], "town": "town_frames"}"""
 
 
 def add_parser(commands: Any) -> None:
@@ -43,10 +42,22 @@ def add_parser(commands: Any) -> None:
     cache = add_command(
         systems, 'town-cache',
         'Render frames of made-up towns for pairs with real 3-D motion.',
-        'feat_ros train town-cache --out town_frames', ['see the end of this help'],
+        'feat_ros train town-cache --out town_frames', config.describe(TownCacheConfig),
     )  # fmt: skip
     cache.add_argument('--out', type=Path, required=True, metavar='DIR', help='must not exist')
     cache.set_defaults(run=run_town_cache)
+    weights = add_command(
+        systems, 'weights',
+        'Write the averaged weights of a run, as it stands, for an extractor: '
+        '--extractor-option model=FILE.',
+        'feat_ros train weights --run run --out mine.npz',
+    )  # fmt: skip
+    weights.add_argument('--run', type=Path, required=True, metavar='DIR', dest='folder')
+    weights.add_argument('--out', type=Path, required=True, metavar='FILE', help='.npz')
+    weights.add_argument(
+        '--about', type=Path, metavar='FILE', help='JSON that the file is to hold: licence, data'
+    )
+    weights.set_defaults(run=run_weights)
 
 
 def run_lite(args: argparse.Namespace) -> dict[str, Any]:
@@ -62,12 +73,23 @@ def run_lite(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_town_cache(args: argparse.Namespace) -> dict[str, Any]:
     """Render a cache of town frames."""
-    from feat_ros.training.town_cache import TownCache, TownCacheConfig, write_town_cache
-
     options = config.parse_options(TownCacheConfig, args.options)
     cache = TownCache(write_town_cache(args.out, options, progress))
     print(f'{len(cache)} frames, {len(cache.pairs)} pairs: {args.out}')
     return {'num_frames': len(cache), 'num_pairs': len(cache.pairs)}
+
+
+def run_weights(args: argparse.Namespace) -> dict[str, Any]:
+    """Write what a run has learned so far."""
+    from feat_ros.models.weights import save_weights
+    from feat_ros.training.lite import averaged_weights
+
+    about = None if args.about is None else _read_json(args.about)
+    weights = averaged_weights(args.folder, about)
+    save_weights(args.out, weights)
+    step, steps = weights.provenance['step'], weights.provenance['steps']
+    print(f'weights after {step} of {steps} steps: {args.out}')
+    return {'step': step, 'steps': steps, 'sha256': weights.sha256}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional
 
+from feat_ros.models.keypoints import TOP_K_LIMIT
+
 # Standard deviations of the Gaussians of an octave, in its pixels and on top of the camera's own
 # blur. The middle one is halved in resolution and starts the next octave.
 SIGMAS = (1.0, math.sqrt(2.0), 2.0, 2.0 * math.sqrt(2.0), 4.0)
@@ -42,8 +44,6 @@ _EDGE_RATIO = 10.0
 _FARTHEST = 1.0
 # Weakest response, where a quarter is the mean of the image.
 _WEAKEST = 3e-4
-# TensorRT's TopK takes no more.
-TOP_K_LIMIT = 3840
 # What of a point the networks are told; see Points.
 POINT_FEATURES = 5
 

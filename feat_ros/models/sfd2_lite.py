@@ -11,7 +11,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional
 
-from feat_ros.models.scale_space import POINT_FEATURES, ScaleSpace, top_k, TOP_K_LIMIT
+from feat_ros.models.keypoints import clear_rows, TOP_K_LIMIT
+from feat_ros.models.scale_space import POINT_FEATURES, ScaleSpace, top_k
 from feat_ros.semantics import STABILITY, StabilityGroup
 
 DESCRIPTOR_DIM = 128
@@ -282,12 +283,11 @@ class Sfd2Lite(nn.Module):
         scores, chosen = (each[0] for each in top_k(score[None], count))
         kept_points = FlatPoints(xy[chosen], sigma[chosen], image_zero[:count])
         descriptors = self.network.describe(*self.network.samples(maps, kept_points))
-        is_found = scores > 0
-        kept = is_found.to(torch.float32)
+        num = (scores > 0).sum().to(torch.int32)
         return (
-            kept_points.xy * kept[:, None],
-            scores * kept,
-            descriptors * kept[:, None],
-            stable[chosen] * kept,
-            is_found.sum().to(torch.int32),
+            clear_rows(num, kept_points.xy),
+            clear_rows(num, scores),
+            clear_rows(num, descriptors),
+            clear_rows(num, stable[chosen]),
+            num,
         )

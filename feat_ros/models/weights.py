@@ -23,11 +23,13 @@ from torch import nn
 
 from feat_ros.errors import ConfigError, NetworkError
 from feat_ros.models.sfd2 import Sfd2
+from feat_ros.models.sfd2_lite import Sfd2Lite
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 NETWORKS: Mapping[str, type[Any]] = {
     'sfd2': Sfd2,
+    'sfd2_lite': Sfd2Lite,
 }
 # Entry of the file beside the arrays; no parameter of a network is called so.
 _MANIFEST = 'manifest.json'

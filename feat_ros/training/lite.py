@@ -10,12 +10,13 @@ A run is a folder: ``config.json``, ``data.json`` (name and sha256 of every phot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from feat_ros import config as configs
 from feat_ros.config import Config, option
 from feat_ros.errors import DataError
 from feat_ros.models.scale_space import Points
-from feat_ros.models.sfd2_lite import FlatPoints, Sfd2LiteNetwork, tones
+from feat_ros.models.sfd2_lite import FlatPoints, Sfd2Lite, Sfd2LiteNetwork, tones
+from feat_ros.models.weights import save_weights, Weights
 from feat_ros.training import checkpoint
 from feat_ros.training.curves import Curves
 from feat_ros.training.losses import dual_softmax_loss, group_loss, matchability_loss
@@ -48,6 +50,10 @@ logger = logging.getLogger(__name__)
 # Pairs that the validation measures are made like those of the training, of photographs that it
 # does not see, from this number of step on.
 _VALIDATION_SEED = 77
+# What is of the machine, and what besides does not change a single weight: these may differ when a
+# run goes on elsewhere.
+_MACHINE = {'photos', 'town', 'device', 'threads', 'workers'}
+_FREE = _MACHINE | {'log_every', 'checkpoint_every', 'validate_every', 'validation_batches'}
 
 
 @dataclass(frozen=True)
@@ -189,10 +195,7 @@ class Run:
         if path.exists():
             before = json.loads(path.read_text(encoding='utf-8'))
             changed = sorted(k for k in described if described[k] != before.get(k))
-            # What does not change a single number may differ when a run goes on elsewhere.
-            free = {'photos', 'town', 'device', 'threads', 'workers', 'log_every'}
-            free |= {'checkpoint_every', 'validate_every', 'validation_batches'}
-            if set(changed) - free:
+            if set(changed) - _FREE:
                 raise DataError(
                     f'{self.folder} holds a run with other {", ".join(changed)}: name another '
                     'folder, or go on with its own config.json'
@@ -235,12 +238,8 @@ class Run:
         self._save_weights('weights_last.npz')
 
     def _save_weights(self, name: str) -> None:
-        arrays = {
-            key.removeprefix('network.'): value.cpu().numpy()
-            for key, value in self.average.values.items()
-            if key.startswith('network.') and not key.endswith('num_batches_tracked')
-        }
-        checkpoint.save(self.folder / name, arrays)
+        arrays = checkpoint.to_arrays(self.average.values, 'ema')
+        save_weights(self.folder / name, _weights(arrays, self.step, self.folder))
 
     def train(self, last_step: int | None = None, seconds: float = math.inf) -> int:
         """Go on until a step, the end of the schedule, or some seconds have passed.
@@ -328,6 +327,41 @@ class Run:
         if found['matched_right'] > self.best:
             self.best = found['matched_right']
             self._save_weights('weights_best.npz')
+
+
+def averaged_weights(folder: Path, about: dict[str, Any] | None = None) -> Weights:
+    """Return the averaged weights of a run as it stands.
+
+    :param about: what is to be known of them besides: licence, data in words.
+    :raises DataError: the folder holds no run.
+    """
+    arrays = checkpoint.load(folder / 'last.npz')
+    weights = _weights(arrays, int(arrays['step']), folder)
+    return replace(weights, provenance=weights.provenance | (about or {}))
+
+
+def _weights(arrays: checkpoint.Arrays, step: int, folder: Path) -> Weights:
+    described, data = (
+        json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
+        for name in ('config', 'data')
+    )
+    prefix = 'ema.network.'
+    learned = {
+        f'network.{name.removeprefix(prefix)}': value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
+    options = Sfd2Lite().options
+    provenance = {
+        'step': step,
+        'steps': described['steps'],
+        'config': {k: v for k, v in described.items() if k not in _MACHINE},
+        'versions': {name: data[name] for name in ('feat_ros', 'torch', 'numpy', 'opencv')},
+        'num_photos': len(data['training']),
+        'data_sha256': hashlib.sha256(json.dumps(data['training']).encode()).hexdigest(),
+        'town': data['town'],
+    }
+    return Weights('sfd2_lite', learned, options, provenance)
 
 
 def _start_worker(_: int) -> None:
