@@ -59,11 +59,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def town(tmp_path_factory: pytest.TempPathFactory) -> TownCache:
-    config = TownCacheConfig(
-        num_towns=1, drives_per_town=2, frames_per_drive=4, street_m=40.0, texel_m=0.1,
-        width=160, height=120,
-    )  # fmt: skip
-    return TownCache(write_town_cache(tmp_path_factory.mktemp('town') / 'cache', config))
+    folder = tmp_path_factory.mktemp('town') / 'cache'
+    options = {
+        'num_towns': 1, 'drives_per_town': 2, 'frames_per_drive': 4, 'street_m': 40.0,
+        'texel_m': 0.1, 'width': 160, 'height': 120,
+    }  # fmt: skip
+    words = [word for pair in options.items() for word in ('--set', '{}={}'.format(*pair))]
+    assert main(['train', 'town-cache', '--out', str(folder), *words]) == 0
+    return TownCache(folder)
 
 
 def test_a_night_is_darker_and_noisier() -> None:
@@ -308,8 +311,10 @@ def test_the_average_follows_slowly() -> None:
     with torch.no_grad():
         module.weight += 4.0
         module.num_batches_tracked += 3
-    average.update(module)
+    average.update(module, step=100)
     assert_allclose(average.values['weight'].numpy(), [2.0, 2.0])
+    average.update(module, step=0)
+    assert_allclose(average.values['weight'].numpy(), [4.7, 4.7])
     assert average.values['num_batches_tracked'].item() == 3
 
 

@@ -21,6 +21,8 @@ DESCRIPTOR_DIM = 128
 _CHANNELS = (16, 32, 64, 96, 128)
 _DEPTHS = (1, 2, 2, 2, 3)
 _HIDDEN, _RANK_HIDDEN = 128, 64
+# Slope of the heads below zero: without one, half of the hidden units die in the first steps.
+_LEAK = 0.1
 # Where the descriptor samples the first two maps: on a ring around the point, in its sigmas.
 _RING_POINTS, _RING_RADII = (8, 4), (2.5, 4.0)
 # What the outputs of the stability head stand for.
@@ -171,13 +173,13 @@ class Sfd2LiteNetwork(nn.Module):
         self.backbone = Backbone()
         self.rank_head = nn.Sequential(
             nn.Linear(sum(_CHANNELS[1:]) + POINT_FEATURES, _RANK_HIDDEN),
-            nn.ReLU(),
+            nn.LeakyReLU(_LEAK),
             nn.Linear(_RANK_HIDDEN, 1 + len(GROUPS)),
         )
         ring = sum(n * c for n, c in zip(_RING_POINTS, _CHANNELS, strict=False))
         self.descriptor_head = nn.Sequential(
             nn.Linear(sum(_CHANNELS) + ring, _HIDDEN),
-            nn.ReLU(),
+            nn.LeakyReLU(_LEAK),
             nn.Linear(_HIDDEN, DESCRIPTOR_DIM),
         )
         for number, (count, radius) in enumerate(zip(_RING_POINTS, _RING_RADII, strict=True)):

@@ -92,15 +92,20 @@ class Average:
         self.decay = decay
         self.values = {name: each.detach().clone() for name, each in module.state_dict().items()}
 
-    def update(self, module: nn.Module) -> None:
-        """Move towards the module; what is counted is copied."""
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move towards the module; what is counted is copied.
+
+        :param step: how many updates there were: the first weigh more, for what a run starts with
+            is soon to be forgotten.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
         current = module.state_dict()
         floats = [name for name, each in self.values.items() if each.is_floating_point()]
         with torch.no_grad():
             torch._foreach_lerp_(
                 [self.values[name] for name in floats],
                 [current[name] for name in floats],
-                1 - self.decay,
+                1 - decay,
             )
         for name in self.values.keys() - set(floats):
             self.values[name].copy_(current[name])

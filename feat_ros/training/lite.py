@@ -70,7 +70,7 @@ class LiteConfig(Config):
     weight_decay: float = option(0.01, 'of AdamW', minimum=0.0)
     ema_decay: float = option(0.999, 'of the moving average of weights', minimum=0.0, maximum=1.0)
     match_weight: float = option(0.5, 'of the matchability loss', minimum=0.0)
-    group_weight: float = option(0.3, 'of the stability loss', minimum=0.0)
+    group_weight: float = option(1.0, 'of the stability loss', minimum=0.0)
     largest_scale: float = option(60.0, 'bound of the learned inverse temperature', minimum=1.0)
     use_bfloat16: bool = option(False, 'convolutions in bfloat16')
     device: str = option('cpu', 'torch device')
@@ -273,7 +273,7 @@ class Run:
             total.backward()
             nn.utils.clip_grad_norm_(self.trainee.parameters(), 10.0)
             self.optimizer.step()
-            self.average.update(self.trainee)
+            self.average.update(self.trainee, self.step)
             self.step += 1
             count += 1
             for name, value in logged.items():
