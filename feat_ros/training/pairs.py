@@ -128,14 +128,21 @@ def find_photos(folders: list[str]) -> list[Path]:
 
 
 def data_manifest(paths: list[Path]) -> list[dict[str, str]]:
-    """Name, with the folder it is in, and sha256 of each file."""
-    return [
-        {
-            'file': f'{path.parent.name}/{path.name}',
-            'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+    """Name, with the folder it is in, and sha256 of each file and of its labels."""
+    manifest = []
+    for path in paths:
+        files = {'sha256': path, 'labels_sha256': _label_path(path)}
+        hashes = {
+            key: hashlib.sha256(file.read_bytes()).hexdigest()
+            for key, file in files.items()
+            if file.exists()
         }
-        for path in paths
-    ]
+        manifest.append({'file': f'{path.parent.name}/{path.name}', **hashes})
+    return manifest
+
+
+def _label_path(path: Path) -> Path:
+    return path.with_name(path.stem + _LABEL_SUFFIX)
 
 
 def read_photo(path: Path) -> Photo:
@@ -151,7 +158,7 @@ def read_photo(path: Path) -> Photo:
         height, width = levels[-1].shape[:2]
         half = cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         levels.append(np.asarray(half, np.uint8))
-    label_path = path.with_name(path.stem + _LABEL_SUFFIX)
+    label_path = _label_path(path)
     group = None
     if label_path.exists():
         group = np.asarray(cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE), np.uint8)
