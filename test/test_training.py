@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 torch = pytest.importorskip('torch', reason='torch is not installed')
 
 from feat_ros.cli import main  # noqa: E402
-from feat_ros.errors import DataError  # noqa: E402
+from feat_ros.errors import ConfigError, DataError  # noqa: E402
 from feat_ros.extractors import create_extractor  # noqa: E402
 from feat_ros.models.weights import load_weights  # noqa: E402
 from feat_ros.semantics import StabilityGroup  # noqa: E402
@@ -204,6 +204,9 @@ def test_photographs_that_cannot_be_used(tmp_path: Path, photos: Path) -> None:
     cv2.imwrite(str(tmp_path / 'a.group.png'), np.zeros((40, 51), np.uint8))
     with pytest.raises(DataError, match='size or ids differ'):
         pairs.read_photo(tmp_path / 'a.png')
+    (tmp_path / 'a.group.png').write_bytes(b'no picture')
+    with pytest.raises(DataError, match='size or ids differ'):
+        pairs.read_photo(tmp_path / 'a.png')
 
 
 def test_town_frames_agree_on_their_surfaces(town: TownCache) -> None:
@@ -293,6 +296,10 @@ def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:
     Run(run_config(photos, log_every=7), tmp_path)
     with pytest.raises(DataError, match='a run with other learning_rate'):
         Run(run_config(photos, learning_rate=1.0), tmp_path)
+    with pytest.raises(DataError, match='4 photograph.* leave none for validation'):
+        Run(run_config(photos, holdout_every=5), tmp_path / 'other')
+    with pytest.raises(ConfigError, match="device 'abacus' cannot be used"):
+        Run(run_config(photos, device='abacus'), tmp_path / 'other')
     (tmp_path / 'last.npz').write_bytes(b'half a')
     with pytest.raises(DataError, match='is damaged'):
         Run(run_config(photos, log_every=7), tmp_path)

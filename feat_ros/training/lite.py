@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from feat_ros import config as configs
 from feat_ros.config import Config, option
-from feat_ros.errors import DataError
+from feat_ros.errors import ConfigError, DataError
 from feat_ros.models.scale_space import Points
 from feat_ros.models.sfd2_lite import FlatPoints, Sfd2Lite, Sfd2LiteNetwork, tones
 from feat_ros.models.weights import save_weights, Weights
@@ -161,11 +161,13 @@ class Run:
     """A training run in its folder; made anew or taken up where it was left.
 
     :param folder: made if missing; if it holds a run, that one goes on.
-    :raises DataError: the folder's run has another configuration.
+    :raises DataError: the folder's run has another configuration, or there are no photographs.
+    :raises ConfigError: there is no such device.
     """
 
     def __init__(self, config: LiteConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
+        _check_device(config.device)
         torch.set_num_threads(config.threads)
         cv2.setNumThreads(1)
         torch.manual_seed(config.seed)
@@ -173,6 +175,11 @@ class Run:
         self._check_config()
         photos = find_photos(config.photos)
         self.held_out = photos[config.holdout_every - 1 :: config.holdout_every]
+        if not self.held_out:
+            raise DataError(
+                f'{len(photos)} photograph(s) leave none for validation: add some, or set '
+                'holdout_every to less'
+            )
         self.photos = [path for path in photos if path not in set(self.held_out)]
         self.town = None if config.town is None else TownCache(Path(config.town))
         self._write_manifest()
@@ -327,6 +334,13 @@ class Run:
         if found['matched_right'] > self.best:
             self.best = found['matched_right']
             self._save_weights('weights_best.npz')
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f'device {name!r} cannot be used here: choose cpu or cuda') from None
 
 
 def averaged_weights(folder: Path, about: dict[str, Any] | None = None) -> Weights:

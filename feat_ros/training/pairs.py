@@ -161,7 +161,8 @@ def read_photo(path: Path) -> Photo:
     label_path = _label_path(path)
     group = None
     if label_path.exists():
-        group = np.asarray(cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE), np.uint8)
+        found = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE)
+        group = np.zeros((0, 0), np.uint8) if found is None else np.asarray(found, np.uint8)
         if group.shape != levels[0].shape[:2] or group.max() >= len(StabilityGroup):
             raise DataError(f'{label_path} is not a label image of {path}: size or ids differ')
     return Photo(levels, group)
