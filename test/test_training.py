@@ -296,7 +296,7 @@ def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:
     Run(run_config(photos, log_every=7), tmp_path)
     with pytest.raises(DataError, match='a run with other learning_rate'):
         Run(run_config(photos, learning_rate=1.0), tmp_path)
-    with pytest.raises(DataError, match='4 photograph.* leave none for validation'):
+    with pytest.raises(DataError, match='leave none for validation'):
         Run(run_config(photos, holdout_every=5), tmp_path / 'other')
     with pytest.raises(ConfigError, match="device 'abacus' cannot be used"):
         Run(run_config(photos, device='abacus'), tmp_path / 'other')
