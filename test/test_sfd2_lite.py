@@ -89,6 +89,8 @@ def test_the_contract(network: Any, size: tuple[int, int]) -> None:
 def test_a_plain_picture_has_no_keypoints(network: Any, level: int) -> None:
     found = extract(network, np.full((64, 64, 3), level, np.uint8))
     assert not any(each.any() for each in found)
+    nothing = extract(network, picture(64, 64), valid_wh=(0, 0))
+    assert not any(each.any() for each in nothing)
 
 
 def test_what_is_padding_does_not_matter(network: Any) -> None:

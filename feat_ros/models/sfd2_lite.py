@@ -88,7 +88,7 @@ def tones(image: Tensor, valid_wh: Tensor) -> Tones:
     # Sums as products: nothing of the size of the image is written for them.
     total = valid_y.transpose(2, 3) @ (values @ valid_x.transpose(2, 3))
     count = (valid_wh[:, 0] * valid_wh[:, 1]).to(torch.float32)[:, None, None, None]
-    mean = total / count + _DARKNESS
+    mean = total / count.clamp(min=1) + _DARKNESS
     colors = (values / (values + mean) - 0.5) * is_valid
     luma = values.new_tensor(_LUMA)[None, None]
     gain = luma / (4 * luma @ mean.reshape(batch, 3, 1))
@@ -166,7 +166,10 @@ class Backbone(nn.Module):
 
 
 class Sfd2LiteNetwork(nn.Module):
-    """The learned part; :class:`Sfd2Lite` puts it behind the detector."""
+    """The learned part: maps by the backbone, then heads on their samples at the points.
+
+    :class:`Sfd2Lite` puts it behind the detector; training gives it points of many images.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,13 +221,6 @@ class Sfd2LiteNetwork(nn.Module):
     def describe(self, centers: list[Tensor], rings: list[Tensor]) -> Tensor:
         """Return unit descriptors (M, 128) from :meth:`samples`."""
         return functional.normalize(self.descriptor_head(torch.cat([*centers, *rings], 1)), dim=1)
-
-    def forward(
-        self, colors: Tensor, points: FlatPoints, features: Tensor
-    ) -> tuple[Tensor, Ranking]:
-        """Describe and rank given points of tones (B, 3, H, W): what training needs."""
-        centers, rings = self.samples(self.backbone(colors), points)
-        return self.describe(centers, rings), self.rank(centers[1:], features)
 
 
 def stability(group_logits: Tensor) -> Tensor:
