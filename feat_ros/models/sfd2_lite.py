@@ -84,7 +84,8 @@ def tones(image: Tensor, valid_wh: Tensor) -> Tones:
     valid_x = (x < valid_wh[:, 0, None]).to(torch.float32)[:, None, None, :]
     valid_y = (y < valid_wh[:, 1, None]).to(torch.float32)[:, None, :, None]
     is_valid = valid_y * valid_x
-    values = image.permute(0, 3, 1, 2).to(torch.float32)
+    # TensorRT takes bytes as input, but only to convert them.
+    values = image.to(torch.float32).permute(0, 3, 1, 2)
     # Sums as products: nothing of the size of the image is written for them.
     total = valid_y.transpose(2, 3) @ (values @ valid_x.transpose(2, 3))
     count = (valid_wh[:, 0] * valid_wh[:, 1]).to(torch.float32)[:, None, None, None]
