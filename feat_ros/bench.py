@@ -339,7 +339,7 @@ def _segment(
 
 def _write_map(folder: Path, segment: Segment) -> SfmMap:
     info = write_segment(folder / 'segment-0000', segment)
-    manifest = Manifest(extractor=ExtractorInfo('sift', _DIM, {}), segments=[config.to_dict(info)])
+    manifest = Manifest(extractor=ExtractorInfo('sift', _DIM), segments=[config.to_dict(info)])
     write_manifest(folder, manifest)
     return SfmMap(folder)
 

@@ -95,7 +95,9 @@ class BuildFolder:
         :raises ImageError: an image cannot be read or is not of its camera's size.
         :raises MapError: no image gave a keypoint; the disk is full.
         """
-        how = json.dumps([extractor.name, config.to_dict(extractor.config)]).encode()
+        how = json.dumps(
+            [extractor.name, extractor.weights_sha256, config.to_dict(extractor.config)]
+        ).encode()
         stored = []
         for file, camera in progress(list(zip(files, cameras, strict=True)), 'extract'):
             stored.append(self._extract(file, how, extractor))

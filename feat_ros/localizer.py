@@ -95,7 +95,7 @@ class Localizer:
     :param extractor: the extractor that the map was built with.
     :param retriever: finds the map's images that look like the query; without one all points
         of the map are candidates.
-    :raises MapError: the map was built with another extractor.
+    :raises MapError: the map was built with another extractor or other weights.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Localizer:
         retriever: Retriever | None = None,
         config: LocalizerConfig | None = None,
     ) -> None:
-        sfm_map.check_extractor(extractor.name)
+        sfm_map.check_extractor(extractor.name, extractor.weights_sha256)
         self.map = sfm_map
         self.extractor = extractor
         self.retriever = retriever

@@ -137,7 +137,10 @@ def build_map(
         scale=options.scale,
         gravity=options.gravity,
         extractor=ExtractorInfo(
-            extractor.name, extractor.descriptor_dim, config.to_dict(extractor.config)
+            extractor.name,
+            extractor.descriptor_dim,
+            extractor.weights_sha256,
+            config.to_dict(extractor.config),
         ),
         pose_noise=config.from_dict(PoseNoise, _rounded(config.to_dict(check.noise))),
         segments=[config.to_dict(write_segment(partial / 'segment-0000', segment))],

@@ -75,6 +75,7 @@ class ExtractorInfo(Config):
 
     name: str = option('', 'name in the registry of extractors')
     descriptor_dim: int = option(0, 'length of a descriptor', minimum=1)
+    weights_sha256: str = option('', 'hash of what it has learned')
     options: dict[str, Any] = option(dict, 'its configuration')
 
 
@@ -356,16 +357,23 @@ class SfmMap:
         folder, entries = self.path / 'retrieval', self.manifest.retrieval.get('arrays', {})
         return {n: CheckedArray(folder / f'{n}.npy', entry)[:] for n, entry in entries.items()}
 
-    def check_extractor(self, name: str) -> None:
+    def check_extractor(self, name: str, weights_sha256: str | None = None) -> None:
         """Check that features of this extractor can be matched with the map.
 
-        :raises MapError: the map was built with another one.
+        :param weights_sha256: hash of its weights, where they are known already.
+        :raises MapError: the map was built with another one, or with other weights.
         """
-        built = self.manifest.extractor.name
-        if name != built:
+        built = self.manifest.extractor
+        if name != built.name:
             raise MapError(
-                f'map {self.path} was built with extractor {built!r}, not {name!r}: leave '
+                f'map {self.path} was built with extractor {built.name!r}, not {name!r}: leave '
                 f'--extractor away, or rebuild it with "feat_ros map build --extractor {name}"'
+            )
+        if weights_sha256 not in (None, built.weights_sha256):
+            raise MapError(
+                f'map {self.path} was built with weights {built.weights_sha256[:12]!r} of '
+                f'{name!r}, not {weights_sha256[:12]!r}: name those with the option model, or '
+                'build the map again'
             )
 
 

@@ -195,6 +195,6 @@ def write_map(folder: Path, segments: Sequence[Segment], **manifest: Any) -> Pat
         config.to_dict(write_segment(folder / f'segment-{number:04d}', segment))
         for number, segment in enumerate(segments)
     ]
-    extractor = ExtractorInfo('sift', dim, {'max_keypoints': 500})
+    extractor = ExtractorInfo('sift', dim, options={'max_keypoints': 500})
     write_manifest(folder, Manifest(extractor=extractor, segments=infos, **manifest))
     return folder

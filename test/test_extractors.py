@@ -165,6 +165,7 @@ class Brightest:
     """A runtime whose network finds the middle of the light and that of the valid part."""
 
     name, max_keypoints, descriptor_dim, size_multiple = 'brightest', 4, 3, 32
+    weights_sha256 = ''
 
     def __init__(self, size_wh: tuple[int, int] | None) -> None:
         self.size_wh = size_wh

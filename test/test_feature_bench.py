@@ -219,6 +219,7 @@ class _Blind:
 
     name = 'sift'
     descriptor_dim = 128
+    weights_sha256 = ''
     config = create_extractor('sift').config
 
     def __call__(self, image_rgb: Image) -> Features:

@@ -394,7 +394,7 @@ def test_a_picture_of_another_size(localizer: Localizer, query: Image) -> None:
 
 def test_another_extractor(room_map: SfmMap) -> None:
     class Other:
-        name, descriptor_dim, config = 'other', 128, None
+        name, descriptor_dim, weights_sha256, config = 'other', 128, '', None
 
         def __call__(self, image_rgb: Image) -> Features:
             raise AssertionError('it must not get that far')

@@ -52,6 +52,7 @@ class Counting:
     def __init__(self, interrupt_after: int | None = None, **options: Any) -> None:
         self._inner = create_extractor('sift', **{'max_keypoints': 300, **options})
         self.name, self.descriptor_dim = self._inner.name, self._inner.descriptor_dim
+        self.weights_sha256 = self._inner.weights_sha256
         self.config = self._inner.config
         self.calls, self.interrupt_after = 0, interrupt_after
 

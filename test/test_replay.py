@@ -228,6 +228,8 @@ def test_selection(
 class Slow:
     """An extractor that takes its time."""
 
+    weights_sha256 = ''
+
     def __init__(self, inner: Any, wait_s: float) -> None:
         self.name, self.descriptor_dim, self.config = 'sift', inner.descriptor_dim, inner.config
         self._inner, self._wait_s = inner, wait_s

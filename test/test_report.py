@@ -82,7 +82,7 @@ def make_map(
         Manifest(
             scale=scale,
             gravity=gravity,
-            extractor=ExtractorInfo('sift', 4, {}),
+            extractor=ExtractorInfo('sift', 4),
             segments=[config.to_dict(info)],
         ),
     )

@@ -146,6 +146,11 @@ def test_the_extractor_of_a_map_is_checked(tmp_path: Path) -> None:
     sfm_map.check_extractor('sift')
     with pytest.raises(MapError, match=r"built with extractor 'sift', not 'orb': leave .* away"):
         sfm_map.check_extractor('orb')
+    sfm_map.check_extractor('sift', '')
+    with pytest.raises(
+        MapError, match=r"built with weights '' of 'sift', not 'abababababab': name"
+    ):
+        sfm_map.check_extractor('sift', 'ab' * 32)
 
 
 def test_pose_noise_and_retrieval_come_back(tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ class Extractor(Protocol):
 
     :ivar name: its key in :data:`EXTRACTORS`.
     :ivar descriptor_dim: D of its descriptors.
+    :ivar weights_sha256: hash of what it has learned; empty where it learns nothing.
     """
 
     name: str
     descriptor_dim: int
+    weights_sha256: str
 
     @property
     def config(self) -> Any:

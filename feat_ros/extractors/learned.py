@@ -48,6 +48,7 @@ class LearnedExtractor:
             self.name, config.max_keypoints, config.runtime, config.model
         )  # fmt: skip
         self.descriptor_dim = self._network.descriptor_dim
+        self.weights_sha256 = self._network.weights_sha256
 
     def __call__(self, image_rgb: Image) -> Features:
         """Extract features of an RGB (H, W, 3) uint8 image.

@@ -44,6 +44,7 @@ class SiftExtractor:
 
     name = 'sift'
     descriptor_dim = 128
+    weights_sha256 = ''
 
     def __init__(self, config: SiftConfig) -> None:
         self.config = config

@@ -49,6 +49,7 @@ class XFeatExtractor:
 
     name = 'xfeat'
     descriptor_dim = 64
+    weights_sha256 = ''
 
     def __init__(self, config: XFeatConfig) -> None:
         self.config = config

@@ -45,6 +45,7 @@ class Runtime(Protocol):
     :ivar name: its key in :data:`RUNTIMES`.
     :ivar max_keypoints: K.
     :ivar descriptor_dim: D.
+    :ivar weights_sha256: hash of what it has learned.
     :ivar size_multiple: what width and height of its input are a multiple of.
     :ivar size_wh: the only size of its input, or None where any will do.
     """
@@ -52,6 +53,7 @@ class Runtime(Protocol):
     name: str
     max_keypoints: int
     descriptor_dim: int
+    weights_sha256: str
     size_multiple: int
     size_wh: tuple[int, int] | None
 

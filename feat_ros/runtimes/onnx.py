@@ -51,6 +51,7 @@ class OnnxRuntime:
             ) from None
         self.max_keypoints = max_keypoints
         self.descriptor_dim = manifest.descriptor_dim
+        self.weights_sha256 = manifest.weights_sha256
         self.size_multiple = manifest.size_multiple
         self.size_wh: tuple[int, int] | None = None
         if manifest.size_wh is not None:

@@ -25,10 +25,12 @@ class TorchRuntime:
 
     def __init__(self, path: Path, network: str, max_keypoints: int) -> None:
         self._device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-        made = build_network(load_weights(path, network), max_keypoints)
+        weights = load_weights(path, network)
+        made = build_network(weights, max_keypoints)
         self._network = made.to(self._device, memory_format=torch.channels_last)
         self.max_keypoints = max_keypoints
         self.descriptor_dim: int = made.descriptor_dim
+        self.weights_sha256 = weights.sha256
         self.size_multiple: int = made.size_multiple
 
     def __call__(self, image: Image, valid_wh: tuple[int, int]) -> NetworkOutput:
