@@ -235,8 +235,8 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
     folder = tmp_path_factory.mktemp('course') / 'a'
     write_drive(folder, town.scene(replace(drive('A', 'day'), length_m=26.0)), CAMERA)
     queries = {}
-    for condition in ('day', 'night'):
-        run = replace(drive('B', condition), length_m=24.0, rate_hz=4.0)
+    for condition, rate_hz in (('day', 4.0), ('night', 2.0)):
+        run = replace(drive('B', condition), length_m=24.0, rate_hz=rate_hz)
         rendered = [frame for _, frame in frames(town.scene(run), CAMERA)]
         queries[condition] = [replace(f, image=through_jpeg(f.image)) for f in rendered]
     return Course(folder, queries)
@@ -254,7 +254,7 @@ def localized(course: Course, path: Path, **options: Any) -> dict[str, tuple[flo
     extractor = create_extractor('sift', **options)
     model = read_colmap_model(course.folder / 'sparse')
     # Nothing here depends on the figures that leaving images out gives.
-    build = BuildConfig(gravity='known', left_out_images=0, pairs_per_image=10)
+    build = BuildConfig(gravity='known', left_out_images=0, pairs_per_image=6)
     sfm_map = build_map(path, course.folder / 'images', model, extractor, build)
     settings = LocalizerConfig()
     localizer = Localizer(sfm_map, extractor, create_retriever(sfm_map, settings), settings)
@@ -279,6 +279,6 @@ def test_day_is_for_sift_and_neither_haze_nor_night_for_its_default(
     baseline = localized(course, tmp_path / 'baseline')
     default = localized(course, tmp_path / 'default', contrast_threshold=0.04)
     assert baseline['day'][0] >= 0.95 and baseline['day'][1] > 150
-    assert default['day'][0] >= 0.6 and 25 <= default['day'][1] <= 60
+    assert default['day'][0] >= 0.6 and 25 <= default['day'][1] <= 100
     assert default['night'][0] <= 0.5
     assert baseline['night'][0] > default['night'][0]

@@ -33,10 +33,10 @@ class Texture:
     @staticmethod
     def make(picture: npt.NDArray[Any], *, is_cutout: bool = False) -> Texture:
         """Build the levels of an RGB or RGBA uint8 picture by averaging over squares."""
-        if picture.shape[2] == 3:
-            fourth = np.full(picture.shape[:2], 255 if is_cutout else 0, np.uint8)
-            picture = np.dstack([picture, fourth])
         level = np.ascontiguousarray(picture, np.uint8)
+        if picture.shape[2] == 3:
+            level = np.asarray(cv2.cvtColor(level, cv2.COLOR_RGB2RGBA), np.uint8)
+            level[..., 3] = 255 if is_cutout else 0
         coverage = float(np.mean(level[..., 3] > 127))
         levels = [level]
         while min(level.shape[:2]) > 1 and max(level.shape[:2]) > 4:

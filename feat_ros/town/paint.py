@@ -80,7 +80,7 @@ def fade(picture: Picture, texel_m: float) -> Picture:
 
 def to_uint8(picture: Picture) -> npt.NDArray[np.uint8]:
     """Round and clip."""
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.add(picture, (0, 0, 0, 0), dtype=cv2.CV_8U), np.uint8)
 
 
 def vary(rng: Rng, rgb: Rgb, amount: float) -> Picture:
