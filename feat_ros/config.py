@@ -165,13 +165,17 @@ def _parse_value(text: str, hint: Any) -> Any:
     return text
 
 
-def describe(cls: type[Any], prefix: str = '') -> list[str]:
-    """One line for each option with its default and range, for ``--help``; groups with dots."""
+def describe(options: Any, prefix: str = '') -> list[str]:
+    """One line for each option with its value and range, for ``--help``; groups with dots.
+
+    :param options: a configuration, or its class for the defaults.
+    """
     lines = []
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
+    is_class = isinstance(options, type)
+    hints = typing.get_type_hints(options if is_class else type(options))
+    for field in dataclasses.fields(options):
         if dataclasses.is_dataclass(hints[field.name]):
-            inner = typing.cast(type[Any], hints[field.name])
+            inner = hints[field.name] if is_class else getattr(options, field.name)
             lines += describe(inner, f'{prefix}{field.name}.')
             continue
         data = field.metadata
@@ -182,5 +186,6 @@ def describe(cls: type[Any], prefix: str = '') -> list[str]:
         ]
         limits += [f'one of {", ".join(map(str, data["choices"]))}'] if data['choices'] else []
         extent = f' ({" ".join(limits)})' if limits else ''
-        lines.append(f'{prefix}{field.name}={field.default}  {data["description"]}{extent}')
+        value = field.default if is_class else getattr(options, field.name)
+        lines.append(f'{prefix}{field.name}={value}  {data["description"]}{extent}')
     return lines

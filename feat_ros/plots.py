@@ -63,7 +63,11 @@ def plot_top_view(
     :raises DataError: the file cannot be written.
     """
     basis, points, centers, headings = top_view(sfm_map)
-    figure, axes = _figure(8, 8)
+    low, high = np.quantile(np.concatenate([centers, points])[:, :2], [0.05, 0.95], axis=0)
+    low, high = np.minimum(low, centers[:, :2].min(0)), np.maximum(high, centers[:, :2].max(0))
+    span = high - low
+    span = 1.1 * np.maximum(np.maximum(span, 0.3 * span.max()), 1e-9)
+    figure, axes = _figure(*(8 * span / span.max()).tolist())
     height = points[:, 2] - np.median(points[:, 2])
     limit = max(float(np.quantile(np.abs(height), 0.95)), 1e-9)
     axes.scatter(
@@ -80,12 +84,9 @@ def plot_top_view(
             at = np.array([pose.translation for pose in inverse]) @ basis.T
             ahead = np.array([pose.rotation[:, 2] for pose in inverse]) @ basis.T
             _draw_cameras(axes, at, ahead, colour, label, ring=poses is ground_truth)
-    seen = np.concatenate([centers, points])[:, :2]
-    low, high = np.quantile(seen, [0.01, 0.99], axis=0)
-    low, high = np.minimum(low, centers[:, :2].min(0)), np.maximum(high, centers[:, :2].max(0))
-    middle, half = (low + high) / 2, 0.55 * max(float((high - low).max()), 1e-9)
-    axes.set_xlim(middle[0] - half, middle[0] + half)
-    axes.set_ylim(middle[1] - half, middle[1] + half)
+    (left, bottom), (right, top) = (low + high - span) / 2, (low + high + span) / 2
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
     unit = 'm' if sfm_map.manifest.scale == 'metric' else 'map units'
     axes.set_aspect('equal')
     axes.set_xlabel(unit)

@@ -102,6 +102,7 @@ def triangulate(
     observed = [(pair[:, 0], pair[:, 1]) for pair in pairs]
     if len(xyz) == 0:
         return Structure(xyz, np.zeros((0, 3, 3)), observed, 1.0)
+    start = xyz
     for _ in range(3):
         information, gradient, cost = _normal_equations(images, features, xyz, observed)
         step = np.linalg.solve(information, gradient[..., None])[..., 0]
@@ -109,6 +110,11 @@ def triangulate(
         inside = np.sum(step * gradient, axis=1) < 9 * max(1.0, cost / len(xyz))
         xyz = xyz - np.where(inside[:, None], step, 0.0)
     information, _, cost = _normal_equations(images, features, xyz, observed)
+    is_lost = np.asarray(~np.isfinite(information).all(axis=(1, 2)))
+    if is_lost.any():
+        # A step took them behind a camera that saw them.
+        xyz = np.where(is_lost[:, None], start, xyz)
+        information, _, cost = _normal_equations(images, features, xyz, observed)
     freedom = 2 * sum(len(points) for points, _ in observed) - 3 * len(xyz)
     noise_scale = cost / max(freedom, 1)
     return Structure(xyz, information / noise_scale, observed, noise_scale)
@@ -185,7 +191,24 @@ def track_points(
         model, str(folder / 'sfm.db'), str(folder), str(sfm), options=options
     )
     (folder / 'sfm.db').unlink()
+    _drop_last_digits(model)
+    model.write(str(sfm))
     return model
+
+
+def _drop_last_digits(model: Any) -> None:
+    """Round points to a millionth of their spread, so that the same input gives the same map.
+
+    What is dropped depends on where in memory pycolmap's arrays happened to be.
+    """
+    points = list(model.points3D.values())
+    xyz = np.array([point.xyz for point in points]).reshape(-1, 3)
+    spread = np.median(np.abs(xyz - np.median(xyz, axis=0))) if len(xyz) else 0.0
+    # A power of two, which is the same for nearly the same spread.
+    unit = 2.0 ** np.floor(np.log2(max(spread, 1e-6) * 1e-6))
+    for point, rounded in zip(points, np.rint(xyz / unit) * unit, strict=True):
+        point.xyz = rounded
+        point.error = round(point.error, 6)
 
 
 def pipeline_options() -> Any:

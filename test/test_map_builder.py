@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from feat_ros.localizer import Localizer
 from feat_ros.map_builder import build_map, BuildConfig, choose_pairs, epipolar_error_px
 from feat_ros.pose_error import pose_error
 from feat_ros.sfm_map import partial_path, SfmMap
+from feat_ros.triangulation import triangulate, TriangulationConfig
 from feat_ros.types import Features, PoseEstimate
 
 Float = npt.NDArray[np.float64]
@@ -642,3 +644,30 @@ def test_damaged_scratch_file_is_named(scene: Scene, tmp_path: Path) -> None:
     stored.write_bytes(stored.read_bytes()[:-300])
     with pytest.raises(MapError, match=r'is damaged: remove .*map\.partial and build again'):
         build_map(tmp_path / 'map', scene.folder, scene.images, extractor)
+
+
+def test_point_that_a_step_takes_behind_a_camera_stays_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = Camera('PINHOLE', 640, 480, (500, 500, 320, 240))
+    nothing = np.zeros(0, np.int64)
+    # The point is 10 cm before the second camera and close to the way to it: 3 px are a step of
+    # 12 cm.
+    poses = [Rigid3d(), Rigid3d(np.eye(3), np.array([0, 0, -2.0]))]
+    images = [PosedImage(str(k), camera, pose, nothing) for k, pose in enumerate(poses)]
+    xyz = np.array([[0.0, 0.0005, 2.1], [0.5, 0.3, 8.0]])
+    pixels = [camera.project(image.cam_from_map.apply(xyz)) for image in images]
+    pixels[1][0, 1] += 3.0
+    features = [
+        Features(p.astype(np.float32), *(np.ones((2, *s), np.float32) for s in ((), (8,), (), ())))
+        for p in pixels
+    ]
+    tracks = [[SimpleNamespace(image_id=k + 1, point2D_idx=n) for k in range(2)] for n in range(2)]
+    points = {
+        n: SimpleNamespace(xyz=xyz[n], track=SimpleNamespace(elements=tracks[n])) for n in range(2)
+    }
+    model = SimpleNamespace(points3D=points)
+    monkeypatch.setattr('feat_ros.triangulation.track_points', lambda *_: model)
+    structure = triangulate(tmp_path, images, features, {}, TriangulationConfig())
+    assert np.allclose(structure.xyz, xyz, atol=0.01)
+    assert np.isfinite(structure.information).all() and np.isfinite(structure.noise_scale)

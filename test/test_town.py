@@ -35,7 +35,7 @@ from feat_ros.town import (
 from feat_ros.town.mesh import Mesh, Quad, Texture
 from feat_ros.town.raster import rasterize, View
 
-SEED, LENGTH_M, TEXEL_M = 5, 40.0, 0.02
+SEED, LENGTH_M, TEXEL_M = 5, 40.0, 0.025
 PINHOLE = Camera('PINHOLE', 320, 240, (225, 225, 160, 120))
 DISTORTED = Camera('OPENCV', 320, 240, (215, 216, 161, 119, -0.28, 0.09, 0.0005, -0.0003))
 FISHEYE = Camera('OPENCV_FISHEYE', 320, 300, (108, 108, 160, 150, -0.006, 0.04, -0.037, 0.006))
@@ -105,7 +105,8 @@ def warp_error(first: Frame, second: Frame, shift: float = 0.0) -> npt.NDArray[n
 def test_warping_one_frame_into_the_next_leaves_less_than_the_noise(
     shoot: Shoot, name: str
 ) -> None:
-    camera, noisy = doubled(CAMERAS[name]), Drive(day=1)
+    camera = doubled(PINHOLE) if name == 'pinhole' else CAMERAS[name]
+    noisy = Drive(day=1)
     noise = np.abs(
         shoot(noisy, camera, 1.1, seed=1).image.astype(float) - shoot(noisy, camera, 1.1, 2).image
     )
@@ -118,19 +119,16 @@ def test_warping_one_frame_into_the_next_leaves_less_than_the_noise(
     assert best < warp_error(first, second, -0.2).mean()
 
 
-def test_same_seed_gives_the_same_bits_and_another_seed_another_town(
-    town: Town, shoot: Shoot
-) -> None:
+def test_same_seed_gives_the_same_bits_and_another_seed_another_town() -> None:
     drive = Drive(day=1)
-    again = Town(SEED, LENGTH_M, TEXEL_M)
     pose = drive.cam_from_map(1.0, LENGTH_M)
-    twin = render(again.scene(drive), PINHOLE, pose, np.random.default_rng(0), time_s=1.0)
-    frame = shoot(drive)
+    frame, twin, other = (
+        render(Town(seed, LENGTH_M, 0.08).scene(drive), PINHOLE, pose, np.random.default_rng(0))
+        for seed in (SEED, SEED, SEED + 1)
+    )
     for name in ('image', 'depth', 'class_id', 'group', 'is_static'):
         assert np.array_equal(getattr(frame, name), getattr(twin, name)), name
-    other = Town(SEED + 1, LENGTH_M, TEXEL_M)
-    third = render(other.scene(drive), PINHOLE, pose, np.random.default_rng(0), time_s=1.0)
-    assert np.mean(np.abs(frame.image.astype(float) - third.image)) > 10
+    assert np.mean(np.abs(frame.image.astype(float) - other.image)) > 10
 
 
 def hit_by_loop(mesh: Mesh, eye: Any, ray: Any) -> tuple[float, int]:
@@ -159,7 +157,7 @@ def test_depth_and_class_are_those_of_the_first_quad_a_ray_meets(town: Town, sho
     eye = frame.cam_from_map.inverse().translation
     mesh = Mesh.join([scene.mesh, scene.moving(1.0, eye)[0]])
     rng = np.random.default_rng(4)
-    pixels = np.column_stack([rng.integers(0, 320, 40), rng.integers(0, 240, 40)])
+    pixels = np.column_stack([rng.integers(0, 320, 24), rng.integers(0, 240, 24)])
     rays = PINHOLE.unproject(pixels + 0.5)
     agree = 0
     for (x, y), ray in zip(pixels.tolist(), rays / rays[:, 2:], strict=True):
@@ -168,7 +166,7 @@ def test_depth_and_class_are_those_of_the_first_quad_a_ray_meets(town: Town, sho
         same = np.isclose(frame.depth[y, x], depth, rtol=1e-5) or frame.depth[y, x] == depth
         agree += bool(same and frame.class_id[y, x] == class_id)
     # The rest are pixels that an edge crosses: most of their area is another surface.
-    assert agree >= 34
+    assert agree >= 20
 
 
 def test_depth_is_the_same_surface_through_every_camera(shoot: Shoot) -> None:

@@ -28,7 +28,6 @@ from feat_ros.map_builder import build_map, BuildConfig
 from feat_ros.sfm_map import read_manifest, SfmMap
 from feat_ros.town import bag, CONDITIONS, Drive, Frame, frames, Scene, Town, write_drive
 from feat_ros.town.course import CAMERA, drive, DRIVES, STREET_M
-from feat_ros.town.small_map import build_small_map
 from feat_ros.types import PoseEstimate
 
 SHIPPED = Path(__file__).parents[1] / 'maps' / 'town_small'
@@ -50,7 +49,7 @@ def town() -> Town:
 
 @pytest.fixture(scope='module')
 def scene(town: Town) -> Scene:
-    return town.scene(Drive(day=2, length_m=2.0, speed_mps=4.0, camera_yaw_deg=20.0))
+    return town.scene(Drive(day=2, length_m=1.2, speed_mps=4.0, camera_yaw_deg=20.0))
 
 
 @pytest.mark.parametrize('name', CAMERAS)
@@ -66,7 +65,7 @@ def test_drive_is_read_back_from_its_bag(scene: Scene, tmp_path: Path, name: str
     assert np.allclose(read.project(rays), camera.project(rays), atol=1e-9, equal_nan=True)
     assert read.size_wh == camera.size_wh and frame_id == bag.CAMERA_FRAME
     rendered = list(frames(scene, camera))
-    assert len(images) == len(rendered) == 6
+    assert len(images) == len(rendered) == 4
     assert (truth.parent_frame, truth.child_frame) == ('map', bag.BASE_FRAME)
     assert (odometry.parent_frame, odometry.child_frame) == ('odom', bag.BASE_FRAME)
     for image, (time_s, frame) in zip(images, rendered, strict=True):
@@ -118,8 +117,7 @@ def test_bag_is_not_written_over_anything(scene: Scene, tmp_path: Path) -> None:
         bag.write_drive_bag(tmp_path / 'drive', scene, CAMERAS['pinhole'])
 
 
-@pytest.mark.parametrize('seed', [1, 2])
-def test_drive_b_is_in_another_lane_on_another_day(seed: int) -> None:
+def test_drive_b_is_in_another_lane_on_another_day() -> None:
     first, second = (
         np.array([run.cam_from_map(float(t), STREET_M).inverse().translation for t in times])
         for run, times in (
@@ -128,15 +126,28 @@ def test_drive_b_is_in_another_lane_on_another_day(seed: int) -> None:
     )
     beside = np.abs(np.interp(second[:, 0], first[:, 0], first[:, 1]) - second[:, 1])
     assert beside.min() >= 1.5
-    town = Town(seed, STREET_M, 0.1)
+    town = Town(1, STREET_M, 0.1)
     parked = [town.scene(drive(name, 'day')).parked for name in 'AB']
     there = parked[0] >= 0
     assert there.sum() >= 4
     assert np.mean(parked[0][there] != parked[1][there]) >= 0.3
 
 
+@pytest.fixture
+def built(town: Town, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """Let the command have a town that is there already; return what towns it wanted."""
+    wanted: list[tuple[int, float]] = []
+
+    def take(*which: Any) -> Town:
+        wanted.append(which)
+        return town
+
+    monkeypatch.setattr('feat_ros.town.Town', take)
+    return wanted
+
+
 def test_command_writes_images_for_a_map(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], built: list[tuple[int, float]]
 ) -> None:
     out, figures = tmp_path / 'drive', tmp_path / 'figures.json'
     words = ['--length', '40', '--camera', 'PINHOLE 96 64 60 60 48 32', '--truth']
@@ -144,7 +155,7 @@ def test_command_writes_images_for_a_map(
     code = main(
         ['town', '--out', str(out), '--seed', '3', '--condition', 'dusk', *words, *changes]
     )
-    assert code == 0
+    assert code == 0 and built == [(3, 40.0)]
     assert '2 images of town 3, drive A' in capsys.readouterr().out
     assert len(read_colmap_model(out / 'sparse')) == 2
     assert len(list((out / 'truth').iterdir())) == 2
@@ -154,6 +165,7 @@ def test_command_writes_images_for_a_map(
     assert written['condition'] == vars(replace(CONDITIONS['dusk'], exposure_ev=1.0))
 
 
+@pytest.mark.usefixtures('built')
 def test_command_writes_a_bag(tmp_path: Path) -> None:
     words = ['--length', '40', '--camera', 'PINHOLE 96 64 60 60 48 32', '--set', 'length_m=1.6']
     code = main(['town', '--out', str(tmp_path / 'b'), '--drive', 'B', '--bag', *words])
@@ -186,29 +198,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.fixture(scope='module')
-def short_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_small_map(tmp_path_factory.mktemp('map') / 'short', drive_m=8.0).path
-
-
-def test_small_map_is_the_same_bytes_every_time(short_map: Path, tmp_path: Path) -> None:
-    build_small_map(tmp_path / 'another', drive_m=8.0)
-    assert contents(short_map) == contents(tmp_path / 'another')
-    assert SfmMap(short_map).num_images == 6
-
-
-def test_shipped_map_is_what_the_command_builds(short_map: Path, tmp_path: Path) -> None:
-    if not SHIPPED.is_dir():
-        pytest.skip(f'{SHIPPED} is not in this tree')
+def test_shipped_map_is_what_the_command_builds(tmp_path: Path) -> None:
+    built = tmp_path / 'small'
+    assert main(['town', '--small-map', str(built)]) == 0
     assert sum(len(data) for data in contents(SHIPPED).values()) <= 8e6
-    shipped, here = (read_manifest(path).provenance for path in (SHIPPED, short_map))
-    for name in ('processor', 'versions'):
-        if shipped[name] != here[name]:
-            pytest.skip(
-                f'maps/town_small was built with {name} {shipped[name]}: {here[name]} here'
-            )
-    assert main(['town', '--small-map', str(tmp_path / 'small')]) == 0
-    assert contents(tmp_path / 'small') == contents(SHIPPED)
+    shipped, here = (read_manifest(path).provenance for path in (SHIPPED, built))
+    if shipped == here:
+        assert contents(built) == contents(SHIPPED)
+    else:
+        # Other versions of the libraries, or another kind of machine: the same map, not its bits.
+        maps = SfmMap(built), SfmMap(SHIPPED)
+        assert maps[0].num_images == maps[1].num_images
+        assert abs(maps[0].num_points / maps[1].num_points - 1) < 0.05
+
+
+def test_small_map_replaces_nothing_but_a_map(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'notes.txt').write_text('mine')
+    assert main(['town', '--small-map', str(tmp_path)]) == 1
+    assert 'is not a map and is not replaced' in capsys.readouterr().err
+    assert (tmp_path / 'notes.txt').read_text() == 'mine'
 
 
 @dataclass(frozen=True)
@@ -221,12 +231,12 @@ class Course:
 
 @pytest.fixture(scope='module')
 def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
-    town = Town(2, STREET_M)
+    town = Town(2, 60.0)
     folder = tmp_path_factory.mktemp('course') / 'a'
-    write_drive(folder, town.scene(replace(drive('A', 'day'), length_m=40.0)), CAMERA)
+    write_drive(folder, town.scene(replace(drive('A', 'day'), length_m=26.0)), CAMERA)
     queries = {}
-    for condition in ('day', 'night'):
-        run = replace(drive('B', condition), length_m=38.0, rate_hz=4.0)
+    for condition, rate_hz in (('day', 4.0), ('night', 2.0)):
+        run = replace(drive('B', condition), length_m=24.0, rate_hz=rate_hz)
         rendered = [frame for _, frame in frames(town.scene(run), CAMERA)]
         queries[condition] = [replace(f, image=through_jpeg(f.image)) for f in rendered]
     return Course(folder, queries)
@@ -237,34 +247,38 @@ def through_jpeg(image: Image) -> Image:
     return decode_image(data.tobytes(), 'frame')
 
 
-def share_localized(course: Course, path: Path, **options: Any) -> dict[str, float]:
-    """Map drive A, localize drive B; return the share within 0.10 m and 1 deg by condition."""
+def localized(course: Course, path: Path, **options: Any) -> dict[str, tuple[float, float]]:
+    """Map drive A, localize drive B; return by condition the share within 0.10 m and 1 deg, and
+    the median number of inliers.
+    """
     extractor = create_extractor('sift', **options)
     model = read_colmap_model(course.folder / 'sparse')
     # Nothing here depends on the figures that leaving images out gives.
-    build = BuildConfig(gravity='known', left_out_images=0, pairs_per_image=10)
+    build = BuildConfig(gravity='known', left_out_images=0, pairs_per_image=6)
     sfm_map = build_map(path, course.folder / 'images', model, extractor, build)
     settings = LocalizerConfig()
     localizer = Localizer(sfm_map, extractor, create_retriever(sfm_map, settings), settings)
-    shares = {}
+    out = {}
     for condition, queries in course.queries.items():
         truth = {str(k): frame.cam_from_map for k, frame in enumerate(queries)}
         results = {str(k): localizer.localize(f.image, CAMERA) for k, f in enumerate(queries)}
         poses = {k: r.cam_from_map for k, r in results.items() if isinstance(r, PoseEstimate)}
-        shares[condition] = summarise(compare_poses(poses, truth))['recall']['0.1m_1deg']
-    return shares
+        share = summarise(compare_poses(poses, truth))['recall']['0.1m_1deg']
+        out[condition] = share, float(np.median([r.num_inliers for r in results.values()]))
+    return out
 
 
 def test_day_is_for_sift_and_neither_haze_nor_night_for_its_default(
     course: Course, tmp_path: Path
 ) -> None:
-    """Of the whole drives the project's baseline has to find 95 %, OpenCV's default 60 to 95 %.
+    """Of whole drives the project's baseline has to find 95 %, OpenCV's default 60 to 95 %.
 
-    These are two thirds of them and every second frame, so that the default's limits are wider.
+    These are a quarter of them, a dozen images: too few for an upper limit on what the default
+    finds. What decides that is how many inliers it has.
     """
-    baseline = share_localized(course, tmp_path / 'baseline')
-    default = share_localized(course, tmp_path / 'default', contrast_threshold=0.04)
-    assert baseline['day'] >= 0.95
-    assert 0.55 <= default['day'] <= 0.96
-    assert default['night'] <= 0.5
-    assert default['night'] <= baseline['night']
+    baseline = localized(course, tmp_path / 'baseline')
+    default = localized(course, tmp_path / 'default', contrast_threshold=0.04)
+    assert baseline['day'][0] >= 0.95 and baseline['day'][1] > 150
+    assert default['day'][0] >= 0.6 and 25 <= default['day'][1] <= 100
+    assert default['night'][0] <= 0.5
+    assert baseline['night'][0] > default['night'][0]

@@ -52,23 +52,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.town.course import CAMERA, drive, STREET_M
 
     out = _prepare(args.out)
-    print('drive A, for the map')
+    print(f'1 of 4: town {args.seed}, and drive A through it by day, for the map', flush=True)
     town = Town(args.seed, STREET_M)
     first = write_drive(out / 'drive_a', town.scene(drive('A', 'day')), CAMERA, progress=progress)
-    print('map')
+    print('2 of 4: the map', flush=True)
     sfm_map = build_map(
         out / 'map', first / 'images', read_colmap_model(first / 'sparse'),
         create_extractor('sift'), BuildConfig(gravity='known'),
         overwrite=True, progress=progress, provenance={'command': command_line()},
     )  # fmt: skip
-    print(f'drive B, another day, in another lane, light: {args.condition}')
+    print(f'3 of 4: drive B, another day, in another lane, light: {args.condition}', flush=True)
     scene = town.scene(drive('B', args.condition))
     second = bag.write_drive_bag(out / 'drive_b', scene, CAMERA, progress=progress)
     config = LocalizerConfig()
     localizer = Localizer(
         sfm_map, create_extractor('sift'), create_retriever(sfm_map, config), config
     )
-    print('drive B in the map')
+    print('4 of 4: drive B in the map', flush=True)
     source = ReplaySource(
         image_topic=bag.IMAGE_TOPIC,
         info_topic=bag.INFO_TOPIC,
@@ -122,7 +122,7 @@ def _print_figures(figures: dict[str, Any], sfm_map: SfmMap) -> None:
 
 
 def _draw(path: Path, localizer: Localizer, bag_path: Path) -> None:
-    """Draw a frame of a drive with the keypoints that fixed it, beside the map from above."""
+    """Draw a frame of a drive with the keypoints that fixed it, and the map seen from above."""
     from feat_ros.bags import Bag
     from feat_ros.plots import plot_top_view
     from feat_ros.town import bag
@@ -143,8 +143,7 @@ def _draw(path: Path, localizer: Localizer, bag_path: Path) -> None:
     plot_top_view(path, localizer.map, poses)
     # What matplotlib wrote has an opacity, which imread leaves out.
     seen = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-    height = picture.shape[0]
-    seen = cv2.resize(
-        seen, (round(seen.shape[1] * height / seen.shape[0]), height), interpolation=cv2.INTER_AREA
-    )
-    write_png(path, np.hstack([picture, seen]).astype(np.uint8))
+    width = picture.shape[1]
+    size = (width, round(seen.shape[0] * width / seen.shape[1]))
+    seen = cv2.resize(seen, size, interpolation=cv2.INTER_AREA)
+    write_png(path, np.vstack([picture, seen]).astype(np.uint8))

@@ -23,7 +23,8 @@ _SUMMARY = 'Write a drive through a made-up town: images with exact poses, or a 
 _DESCRIPTION = f"""{_SUMMARY}
 
 The same seed gives the same streets. Drive A is meant for a map; B runs beside it in another lane
-on another day, when other cars are parked; C comes the other way; --set changes them.
+on another day, when other cars are parked; C comes the other way; --set changes them (what it
+lists are drive A's by day).
 
 Without --bag, DIR holds images/ and sparse/ (a COLMAP model) for "feat_ros map build", times.txt
 and, with --truth, depth and labels of every pixel. With it, DIR is a ROS 2 bag with the topics
@@ -31,7 +32,7 @@ and, with --truth, depth and labels of every pixel. With it, DIR is a ROS 2 bag 
   /ground_truth (map from base_link)
 
 With --small-map no drive is written but the map that comes with feat_ros (maps/town_small): the
-same bytes from the same versions of NumPy, OpenCV and pycolmap, which its manifest names."""
+same bytes on every x86-64 processor with AVX2, from the versions that its manifest names."""
 
 _EXAMPLE = """feat_ros town --seed 7 --drive A --out drive_a
   feat_ros town --seed 7 --drive B --condition night --bag --out drive_b
@@ -43,7 +44,7 @@ _EXAMPLE = """feat_ros town --seed 7 --drive A --out drive_a
 
 def add_parser(commands: Any) -> None:
     """Add ``town``."""
-    town = add_command(commands, 'town', _SUMMARY, _EXAMPLE, config.describe(Drive))
+    town = add_command(commands, 'town', _SUMMARY, _EXAMPLE, config.describe(drive('A', 'day')))
     town.description = _DESCRIPTION
     what = town.add_mutually_exclusive_group(required=True)
     what.add_argument('--out', type=Path, metavar='DIR', help='the drive; must not exist')
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.small_map is not None:
         from feat_ros.town.small_map import build_small_map
 
-        description = describe_map(build_small_map(args.small_map, progress=progress))
+        description = describe_map(build_small_map(args.small_map))
         print_description(description)
         return description
     if args.bag and args.truth:

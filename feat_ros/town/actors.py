@@ -353,12 +353,12 @@ def _crown(rng: Rng, day_rng: Rng, centre: Any, radius: float) -> list[Quad]:
     for _ in range(11):
         out = rng.normal(0, 1, 3)
         clump = centre + out / np.linalg.norm(out) * radius * rng.uniform(0.35, 0.8) * [1, 1, 0.75]
-        for k in range(4):
+        for k in range(3):
             normal, axis = rng.normal(0, 1, (2, 3)) + day_rng.normal(0, 0.2, (2, 3))
             u = np.cross(axis, normal)
             u /= np.linalg.norm(u)
             v = np.cross(normal / np.linalg.norm(normal), u)
-            size = radius * rng.uniform(0.65, 0.95)
+            size = radius * rng.uniform(0.75, 1.05)
             at = clump + rng.normal(0, 0.22, 3) * radius + day_rng.normal(0, 0.05, 3)
             if day_rng.random() < 0.92:
                 origin = at - (u + v) * size / 2
@@ -380,17 +380,16 @@ def _leaves(rng: Rng) -> Texture:
     base = paint.vary(rng, (96, 122, 60), 12)
     picture = paint.canvas(size, size, base * 0.75)
     alpha = np.zeros((size, size), np.uint8)
+    count = 330
     twigs = rng.uniform(0.15, 0.85, (16, 2)) * size
-    for _ in range(330):
-        at = twigs[int(rng.integers(16))] + rng.normal(0, 0.1, 2) * size
-        if np.hypot(*(at - size / 2)) > size * 0.46:
-            continue
-        axes = (int(rng.integers(3, 8)), int(rng.integers(2, 4)))
-        angle = float(rng.uniform(0, 180))
-        tone = paint.vary(rng, base * rng.uniform(0.55, 1.45), 6)
-        middle = (round(at[0]), round(at[1]))
-        cv2.ellipse(picture, middle, axes, angle, 0, 360, tone.tolist(), -1)
-        cv2.ellipse(alpha, middle, axes, angle, 0, 360, 255, -1)
+    at = twigs[rng.integers(16, size=count)] + rng.normal(0, 0.1, (count, 2)) * size
+    axes = np.column_stack([rng.integers(3, 8, count), rng.integers(2, 4, count)])
+    angle = rng.uniform(0, 180, count)
+    tone = base * rng.uniform(0.55, 1.45, (count, 1)) + rng.normal(0, 6, (count, 1))
+    for k in np.flatnonzero(np.hypot(*(at - size / 2).T) <= size * 0.46):
+        leaf = np.rint(at[k]).astype(int).tolist(), axes[k].tolist(), float(angle[k]), 0, 360
+        cv2.ellipse(picture, *leaf, tone[k].tolist(), -1)
+        cv2.ellipse(alpha, *leaf, 255, -1)
     return Texture.make(np.dstack([paint.to_uint8(picture), alpha]), is_cutout=True)
 
 
@@ -400,18 +399,15 @@ def _branches(rng: Rng) -> Texture:
     picture += paint.noise(rng, size, size, 20, 4)[..., None] * 16
     alpha = np.zeros((size, size), np.uint8)
 
-    def grow(at: Any, heading: float, length: float, thick: float) -> None:
-        end = at + length * np.array([np.cos(heading), -np.sin(heading)])
-        line = np.round(np.array([at, end]) * 8).astype(np.int32)
-        cv2.polylines(alpha, [line], False, 255, max(1, round(thick)), cv2.LINE_8, 3)
-        if length > 10:
-            for _ in range(3):
-                grow(
-                    end,
-                    heading + rng.normal(0, 0.42),
-                    length * rng.uniform(0.66, 0.84),
-                    thick * 0.66,
-                )
-
-    grow(np.array([size / 2, size * 1.0]), np.pi / 2, size * 0.24, 7.0)
+    at, heading = np.array([[size / 2, float(size)]]), np.array([np.pi / 2])
+    length, thick = np.array([size * 0.24]), 7.0
+    while len(at):
+        step = np.stack([np.cos(heading), -np.sin(heading)], axis=1)
+        end = at + length[:, None] * step
+        lines = np.round(np.stack([at, end], axis=1) * 8).astype(np.int32)
+        cv2.polylines(alpha, list(lines), False, 255, max(1, round(thick)), cv2.LINE_8, 3)
+        on = np.repeat(np.flatnonzero(length > 12), 3)
+        at, thick = end[on], thick * 0.66
+        heading = heading[on] + rng.normal(0, 0.42, len(on))
+        length = length[on] * rng.uniform(0.66, 0.84, len(on))
     return Texture.make(np.dstack([paint.to_uint8(picture), alpha]), is_cutout=True)

@@ -20,14 +20,14 @@ Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
 # Side of the sky picture: directions by (x, y) / (1 + z), so the horizon is the unit circle.
-SKY_SIZE = 1024
+SKY_SIZE = 640
 SKY_REACH = 1.15
 
 
 # Of each weather, haze_m and veil of its light.
 _AIR = {
     'clear': (1500.0, 0.02),
-    'haze': (100.0, 0.4),
+    'haze': (250.0, 0.57),
     'overcast': (700.0, 0.1),
     'rain': (220.0, 0.2),
 }
@@ -106,10 +106,10 @@ def make_light(condition: Condition, day: int) -> Light:
     elif condition.time == 'dusk':
         sun = np.array([0.34, 0.15, 0.06]) * is_clear
         sky = np.array([0.24, 0.27, 0.4])
-        lamp, glow, electrons = 0.6, 0.8, 2200.0
+        lamp, glow, electrons = 0.3, 0.8, 2200.0
     else:
-        sun, sky = np.zeros(3), np.array([0.012, 0.014, 0.022])
-        lamp, glow, electrons = 1.0, 1.6, 700.0
+        sun, sky = np.zeros(3), np.array([0.024, 0.028, 0.044])
+        lamp, glow, electrons = 1.0, 3.2, 2500.0
     bounce = (sky * 0.45 + sun * 0.22) * [1.0, 0.96, 0.9]
     picture, haze = _sky(condition, rng, to_sun, sky)
     haze_m, veil = _AIR[condition.weather]
@@ -130,14 +130,14 @@ def _sky(
     elif condition.time == 'dusk':
         top, low = np.array([0.1, 0.15, 0.36]), np.array([0.8, 0.42, 0.24])
     else:
-        top, low = np.array([0.004, 0.006, 0.014]), np.array([0.035, 0.027, 0.022])
+        top, low = np.array([0.008, 0.012, 0.028]), np.array([0.07, 0.054, 0.044])
     sky = low + (top - low) * up**0.5
     cosine = np.clip(direction @ to_sun, 0, 1)[..., None]
     if condition.weather in ('clear', 'haze'):
         tint = np.array([1.0, 0.86, 0.66]) * (1.0 if condition.time != 'night' else 0.0)
         sky = sky + tint * (cosine**64 * 0.5 + (cosine > np.cos(np.radians(0.5))) * 25)
     cover = {'clear': 0.45, 'haze': 0.45, 'overcast': -0.9, 'rain': -1.2}[condition.weather]
-    field = paint.noise(rng, SKY_SIZE, SKY_SIZE, 300, 8)
+    field = paint.noise(rng, SKY_SIZE, SKY_SIZE, 0.3 * SKY_SIZE, 8)
     # Clouds lie on a level sheet: they crowd together toward the horizon.
     reach = 0.3 / (np.clip(z, 0.0, 1) + 0.16)
     u = (direction[..., 0] * reach + 0.5) * SKY_SIZE

@@ -33,10 +33,10 @@ class Texture:
     @staticmethod
     def make(picture: npt.NDArray[Any], *, is_cutout: bool = False) -> Texture:
         """Build the levels of an RGB or RGBA uint8 picture by averaging over squares."""
-        if picture.shape[2] == 3:
-            fourth = np.full(picture.shape[:2], 255 if is_cutout else 0, np.uint8)
-            picture = np.dstack([picture, fourth])
         level = np.ascontiguousarray(picture, np.uint8)
+        if picture.shape[2] == 3:
+            level = np.asarray(cv2.cvtColor(level, cv2.COLOR_RGB2RGBA), np.uint8)
+            level[..., 3] = 255 if is_cutout else 0
         coverage = float(np.mean(level[..., 3] > 127))
         levels = [level]
         while min(level.shape[:2]) > 1 and max(level.shape[:2]) > 4:
@@ -59,10 +59,11 @@ class Texture:
 def _keep_coverage(level: Rgba, coverage: float) -> Rgba:
     """Scale the coverage so that as much passes the test as in the first level: leaves stay."""
     alpha = level[..., 3]
-    limit = float(np.quantile(alpha, 1 - min(max(coverage, 0.0), 1.0)))
+    below = np.cumsum(np.bincount(alpha.ravel(), minlength=256))
+    limit = int(np.searchsorted(below, (1 - coverage) * alpha.size))
     if 8 < limit < 250:
         level = level.copy()
-        level[..., 3] = np.clip(alpha * (127.0 / limit), 0, 255).astype(np.uint8)
+        level[..., 3] = np.minimum(alpha * (127.5 / limit), 255).astype(np.uint8)
     return level
 
 

@@ -19,7 +19,7 @@ Rng = np.random.Generator
 Rgb = Sequence[float] | npt.NDArray[Any]
 
 # Contrast that sun and rain leave of what a material had when new.
-_FADED = np.float32(0.4)
+_FADED = 0.4
 _FONTS = (
     cv2.FONT_HERSHEY_SIMPLEX,
     cv2.FONT_HERSHEY_DUPLEX,
@@ -44,39 +44,43 @@ def canvas(height: int, width: int, rgb: Rgb) -> Picture:
 
 def noise(rng: Rng, height: int, width: int, cell: float, octaves: int = 4) -> Picture:
     """Fractal noise (H, W), about -1 to 1: random grids, cells halved per octave, summed."""
-    total = np.zeros((height, width), np.float32)
-    weight = 1.0
+    total: Picture | None = None
+    weight = 2.0
     for _ in range(octaves):
         shape = (int(height / cell) + 2, int(width / cell) + 2)
-        grid = rng.uniform(-1, 1, shape).astype(np.float32)
-        total += np.float32(weight) * cv2.resize(
-            grid, (width, height), interpolation=cv2.INTER_CUBIC
-        )
+        grid = (rng.random(shape, np.float32) - np.float32(0.5)) * np.float32(weight)
+        total = grid if total is None else grid + _stretched(total, *shape)
         weight *= 0.6
         cell /= 2
         if cell < 1:
             break
-    return np.asarray(total, np.float32)
+    assert total is not None
+    return _stretched(total, height, width)
+
+
+def _stretched(grid: Picture, height: int, width: int) -> Picture:
+    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def grain(rng: Rng, picture: Picture, amount: float) -> None:
     """Add grain of one texel and of three, in place."""
-    height, width = picture.shape[:2]
-    fine = rng.standard_normal((height, width), np.float32)
-    coarse = cv2.GaussianBlur(rng.standard_normal((height, width), np.float32), (0, 0), 1.5) * 4
-    picture += (np.float32(amount) * (fine + coarse))[..., None]
+    # Whole numbers drawn evenly, of variance 1 after division: faster than a normal deviate.
+    fine = rng.integers(-74, 75, picture.shape[:2], np.int8).astype(np.float32)
+    fine *= np.float32(amount / 43.0)
+    fine += cv2.GaussianBlur(fine, (7, 7), 1.5) * np.float32(4)
+    picture += fine[..., None]
 
 
 def fade(picture: Picture, texel_m: float) -> Picture:
     """Let materials differ from the square metre around them as little as weathered ones do."""
     side = max(3, round(1.0 / texel_m))
     around = cv2.blur(picture, (side, side))
-    return np.asarray(around + _FADED * (picture - around), np.float32)
+    return np.asarray(cv2.addWeighted(picture, _FADED, around, 1 - _FADED, 0), np.float32)
 
 
 def to_uint8(picture: Picture) -> npt.NDArray[np.uint8]:
     """Round and clip."""
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.add(picture, (0, 0, 0, 0), dtype=cv2.CV_8U), np.uint8)
 
 
 def vary(rng: Rng, rgb: Rgb, amount: float) -> Picture:
@@ -95,22 +99,21 @@ def bricks(
     row = np.floor(y / course).astype(np.int32)
     offset = np.where(row % 2 == 0, 0.0, 0.5) + rng.uniform(-0.04, 0.04, row[-1] + 1)[row]
     along = x[None, :] / length + offset[:, None].astype(np.float32)
-    column = np.floor(along).astype(np.int32)
-    shade = rng.normal(0, 1, (row[-1] + 1, int(width / length) + 3)).astype(np.float32)
-    shade += np.float32(2.2) * (rng.random(shade.shape) < 0.06) * rng.choice([-1, 1], shade.shape)
-    tone = shade[row[:, None], column]
-    hue = rng.normal(0, 1, shade.shape).astype(np.float32)[row[:, None], column]
+    column = along.astype(np.int32)
+    count = (int(row[-1]) + 1, int(width / length) + 3)
+    shade, hue = rng.standard_normal((2, *count), np.float32)
+    shade += np.float32(2.2) * (rng.random(count) < 0.06) * rng.choice([-1, 1], count)
     base = np.asarray(rgb, np.float32)
-    picture = (
-        base
-        + tone[..., None] * np.float32(11)
-        + hue[..., None] * np.array([5, -2, -4], np.float32)
-    )
+    tones = base + shade[..., None] * np.float32(11)
+    tones += hue[..., None] * np.array([5, -2, -4], np.float32)
+    picture = tones.reshape(-1, 3).take(row[:, None] * count[1] + column, axis=0)
     joint = 0.5 * max(1.0, 0.011 / texel_m)
     from_joint = np.minimum((along - column) * length, np.abs(y / course - row)[:, None] * course)
-    mix = np.clip(from_joint / joint - 0.4, 0, 1)[..., None]
     mortar = base * np.float32(0.35) + np.float32(115 + rng.uniform(-35, 20))
-    return np.asarray(picture * mix + mortar * (1 - mix), np.float32)
+    picture -= mortar
+    picture *= np.clip(from_joint / joint - np.float32(0.4), 0, 1)[..., None]
+    picture += mortar
+    return np.asarray(picture, np.float32)
 
 
 def plaster(rng: Rng, height: int, width: int, texel_m: float, rgb: Rgb) -> Picture:
@@ -149,8 +152,11 @@ def blot(rng: Rng, picture: Picture, texel_m: float, rgb: Rgb, strength: float) 
     """Mix a colour in where noise is high (damp, moss, patched render), in place."""
     height, width = picture.shape[:2]
     field = noise(rng, height, width, rng.uniform(0.5, 2.0) / texel_m, 5)
-    amount = np.clip((field - rng.uniform(0.3, 0.9)) * 4, 0, 1) * np.float32(strength)
-    picture += amount[..., None] * (np.asarray(rgb, np.float32) - picture)
+    above = (field - np.float32(rng.uniform(0.3, 0.9))) * 4
+    rows, columns = np.nonzero(above > 0)
+    amount = np.minimum(above[rows, columns], 1)[:, None] * np.float32(strength)
+    under = picture[rows, columns]
+    picture[rows, columns] = under + amount * (np.asarray(rgb, np.float32) - under)
 
 
 def crack(rng: Rng, picture: Picture, texel_m: float) -> None:

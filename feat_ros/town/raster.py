@@ -11,7 +11,9 @@ of the pixel (Heckbert, "Fundamentals of texture mapping and image warping", 198
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -22,13 +24,15 @@ from feat_ros.town.mesh import Mesh, Texture
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
+# Mip level, number of taps, long axis of a pixel in finest texels.
+_Footprint = tuple[int, int, tuple[float, float]]
 
 NEAR_M = 0.15
-_MAX_TAPS = 4
+_MAX_TAPS = 2
 _EDGE = 1e-5
-# Grid on which the footprint of a large quad's pixels is looked at.
-_CELL = 32
-_FEW_CELLS = 6
+# Up to this many pixels have one footprint; beyond it, every band of so many rows or columns.
+_SMALL = 6144
+_BAND = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,7 @@ class View:
     size_wh: tuple[int, int]
     eye: Float
     key_row: Float | None = None
-    min_thickness: float = 1.2
+    min_thickness: float = 1.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +61,11 @@ class Layers:
     :ivar color: (H, W, 4) uint8 texture values.
     :ivar key: (H, W) float32, one over depth (0 where there is nothing), or nearness.
     :ivar quad: (H, W) int32 row of the mesh, -1 where there is nothing.
-    :ivar key_of_pixel: (N, 3) key of quad n at a pixel: ``key_of_pixel[n] @ (x, y, 1)``.
     """
 
     color: npt.NDArray[np.uint8]
     key: Float32
     quad: npt.NDArray[np.int32]
-    key_of_pixel: Float
 
 
 def rasterize(mesh: Mesh, view: View) -> Layers:
@@ -74,27 +76,38 @@ def rasterize(mesh: Mesh, view: View) -> Layers:
     is_visible &= ~is_thin & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     inverse = np.zeros_like(matrix)
     inverse[is_visible] = np.linalg.inv(matrix[is_visible])
-    key_of_pixel = _key_rows(mesh, view, inverse)
     empty = np.float32(0 if view.key_row is None else -1e9)
     layers = Layers(
         np.zeros((height, width, 4), np.uint8),
         np.full((height, width), empty, np.float32),
         np.full((height, width), -1, np.int32),
-        key_of_pixel,
     )
+    canvas = _Canvas(
+        layers,
+        np.arange(0.5, max(width, height)),
+        np.empty(3 * width * height, np.float32),
+        view.key_row is None,
+    )
+    planes = np.stack([inverse[:, 0], inverse[:, 1], _key_rows(mesh, view, inverse)], axis=1)
     candidates = np.flatnonzero(is_visible)
-    for index in candidates[np.argsort(-nearest[candidates], kind='stable')]:
-        _draw(
-            layers,
-            int(index),
-            inverse[index],
-            key_of_pixel[index],
-            boxes[index],
-            float(nearest[index]),
-            mesh.textures[index],
-            view.key_row is None,
-        )
+    for index in candidates[np.argsort(-nearest[candidates], kind='stable')].tolist():
+        box, near = boxes[index].tolist(), float(nearest[index])
+        _draw(canvas, index, planes[index], inverse[index], box, near, mesh.textures[index])
     return layers
+
+
+@dataclass(frozen=True, eq=False)
+class _Canvas:
+    """What is drawn on.
+
+    :ivar centres: coordinates of the pixels' centres along the longer side.
+    :ivar scratch: room for three numbers a pixel, which need not be asked for again.
+    """
+
+    layers: Layers
+    centres: Float
+    scratch: Float32
+    is_perspective: bool
 
 
 def _homographies(mesh: Mesh, view: View) -> tuple[Float, npt.NDArray[np.bool_]]:
@@ -152,59 +165,47 @@ def _boxes(
     return boxes, nearest, is_thin
 
 
-def _plane(row: Float, xs: Float, ys: Float) -> Float32:
-    """Return row @ (x, y, 1) for all pixels, the products in double precision."""
-    across, down = (row[0] * xs).astype(np.float32), (row[1] * ys + row[2]).astype(np.float32)
-    return np.asarray(across[None, :] + down[:, None])
-
-
 def _draw(
-    layers: Layers,
+    canvas: _Canvas,
     index: int,
+    planes: Float,
     inverse: Float,
-    key_row: Float,
-    bounds: npt.NDArray[np.int64],
+    box: list[int],
     nearest: float,
     texture: Texture,
-    is_perspective: bool,
 ) -> None:
-    x0, y0, x1, y1 = bounds.tolist()
-    view = np.s_[y0:y1, x0:x1]
-    old_key = layers.key[view]
-    if is_perspective and nearest <= old_key.min():
+    """Draw one quad into its box: ``planes @ (x, y, 1)`` are s, t (over depth) and the key."""
+    layers, centres = canvas.layers, canvas.centres
+    x0, y0, x1, y1 = box
+    old_key = layers.key[y0:y1, x0:x1]
+    if canvas.is_perspective and nearest <= old_key.min():
         return
-    xs, ys = np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5
-    key = _plane(key_row, xs, ys)
-    is_shown = key > old_key
-    if is_perspective:
-        is_shown &= key < 1 / NEAR_M
-    if not is_shown.any():
-        return
-    s, t = _plane(inverse[0], xs, ys), _plane(inverse[1], xs, ys)
-    if is_perspective:
-        scale = 1 / np.maximum(key, 1e-6)
-        s *= scale
-        t *= scale
-    is_shown &= np.abs(s - 0.5) < 0.5 + _EDGE
-    is_shown &= np.abs(t - 0.5) < 0.5 + _EDGE
-    rows = np.asarray(is_shown.any(axis=1))
-    columns = np.asarray(is_shown.any(axis=0))
-    if not rows.any():
+    # The products in double precision, their sum in single.
+    across = (planes[:, :1] * centres[x0:x1]).astype(np.float32)
+    down = (planes[:, 1:2] * centres[y0:y1] + planes[:, 2:]).astype(np.float32)
+    room = canvas.scratch[: 3 * old_key.size].reshape(3, *old_key.shape)
+    s, t, key = np.add(across[:, None, :], down[:, :, None], out=room)
+    shown = cv2.compare(key, old_key, cv2.CMP_GT)
+    if canvas.is_perspective:
+        if nearest > 0.99 / NEAR_M:
+            shown[key >= 1 / NEAR_M] = 0
+        cv2.divide(s, key, s)
+        cv2.divide(t, key, t)
+    shown &= cv2.inRange(s, -_EDGE, 1 + _EDGE)
+    shown &= cv2.inRange(t, -_EDGE, 1 + _EDGE)
+    left, top, width, height = cv2.boundingRect(shown)
+    if width == 0:
         return
     # What is left after hidden parts and the corners of the box are cut off.
-    first, last = int(rows.argmax()), len(rows) - int(rows[::-1].argmax())
-    left, right = int(columns.argmax()), len(columns) - int(columns[::-1].argmax())
-    part = np.s_[first:last, left:right]
-    is_shown, key, s, t = is_shown[part], key[part], s[part], t[part]
-    x0, y0, x1, y1 = x0 + left, y0 + first, x0 + right, y0 + last
-    view = np.s_[y0:y1, x0:x1]
-    color = _sample(texture, s, t, inverse, is_shown, (x0, y0))
-    if texture.is_cutout:
-        is_shown &= color[..., 3] > 127
-    mask = np.ascontiguousarray(is_shown).view(np.uint8)
-    cv2.copyTo(color, mask, layers.color[view])
-    cv2.copyTo(key, mask, layers.key[view])
-    np.copyto(layers.quad[view], np.int32(index), where=is_shown)
+    part = np.s_[top : top + height, left : left + width]
+    shown, key, s, t = shown[part], key[part], s[part], t[part]
+    x0, y0 = x0 + left, y0 + top
+    view = np.s_[y0 : y0 + height, x0 : x0 + width]
+    color = _sample(texture, s, t, inverse, shown, (x0, y0))
+    shown = shown & (color[..., 3] >> 7 if texture.is_cutout else 1)
+    cv2.copyTo(color, shown, layers.color[view])
+    cv2.copyTo(key, shown, layers.key[view])
+    np.copyto(layers.quad[view], np.int32(index), where=shown.view(bool))
 
 
 def _sample(
@@ -212,97 +213,59 @@ def _sample(
     s: Float32,
     t: Float32,
     inverse: Float,
-    is_shown: npt.NDArray[np.bool_],
+    shown: npt.NDArray[np.uint8],
     corner: tuple[int, int],
 ) -> npt.NDArray[np.uint8]:
     """Texture values (h, w, 4): mip level by the short axis of a pixel's footprint, several taps
     along its long axis, both constant over bands of rows or columns.
     """
-    height, width = s.shape
-    color = np.empty((height, width, 4), np.uint8)
     if texture.levels[0].size == 4:
-        color[:] = texture.levels[0][0, 0]
-        return color
-    for band, footprint in _bands(texture, inverse, is_shown, corner):
+        return np.tile(texture.levels[0], (*s.shape, 1))
+    color = np.empty((*s.shape, 4), np.uint8)
+    for band, footprint in _bands(texture, inverse, shown, corner):
         color[band] = _taps(texture, s[band], t[band], footprint)
     return color
 
 
+def _jacobian(
+    texture: Texture, inverse: Float, x: float, y: float
+) -> tuple[float, float, float, float]:
+    """Derivative of texel by pixel (x, y) at the finest level, row by row."""
+    (sx, sy, s1), (tx, ty, t1), (wx, wy, w1) = inverse.tolist()
+    w = abs(wx * x + wy * y + w1) + 1e-9
+    height, width = texture.levels[0].shape[:2]
+    s, t = (sx * x + sy * y + s1) / w, (tx * x + ty * y + t1) / w
+    u, v = width / w, height / w
+    return (sx - s * wx) * u, (sy - s * wy) * u, (tx - t * wx) * v, (ty - t * wy) * v
+
+
 def _bands(
-    texture: Texture, inverse: Float, is_shown: npt.NDArray[np.bool_], corner: tuple[int, int]
-) -> list[tuple[Any, tuple[int, int, tuple[float, float]]]]:
-    height, width = is_shown.shape
-    rows, columns = -(-height // _CELL), -(-width // _CELL)
-    if rows * columns <= _FEW_CELLS:
-        jacobian = _jacobians(texture, inverse, corner[0] + 0.5 * width, corner[1] + 0.5 * height)
-        return [(np.s_[:, :], _footprint(jacobian))]
-    y = np.minimum(np.arange(rows) * _CELL + _CELL // 2, height - 1)
-    x = np.minimum(np.arange(columns) * _CELL + _CELL // 2, width - 1)
-    jacobians = _jacobians(
-        texture, inverse, (corner[0] + x + 0.5)[None, :], (corner[1] + y + 0.5)[:, None]
-    )
-    by_rows = np.add.reduceat(is_shown, np.arange(rows) * _CELL, axis=0, dtype=np.int32)
-    weight = np.add.reduceat(by_rows, np.arange(columns) * _CELL, axis=1).astype(float)
-    lod = np.log2(np.maximum(np.linalg.norm(jacobians, axis=(2, 3)), 1e-3))
-    by_row = _spread(lod, weight, 1) < _spread(lod, weight, 0)
-    axis = 1 if by_row else 0
-    total = weight.sum(axis=axis)
-    mean = (jacobians * weight[..., None, None]).sum(axis=axis)
-    mean = mean / np.maximum(total, 1e-9)[:, None, None]
-    bands: list[tuple[Any, tuple[int, int, tuple[float, float]]]] = []
-    start = 0
-    prints = [_footprint(m) if w > 0 else None for m, w in zip(mean, total, strict=True)]
-    for cell in range(1, len(prints) + 1):
-        if cell < len(prints) and _same(prints[start], prints[cell]):
+    texture: Texture, inverse: Float, shown: npt.NDArray[np.uint8], corner: tuple[int, int]
+) -> Iterator[tuple[Any, _Footprint]]:
+    """Strips of a box across the direction in which the depth changes, and their footprints."""
+    size = shown.shape
+    axis = 0 if abs(inverse[2, 1]) * size[0] > abs(inverse[2, 0]) * size[1] else 1
+    step = _BAND if shown.size > _SMALL else size[axis]
+    starts = [*range(0, size[axis], step), size[axis]]
+    middle = [corner[1] + 0.5 * size[0], corner[0] + 0.5 * size[1]]
+    prints = []
+    for start, stop in pairwise(starts):
+        middle[axis] = corner[1 - axis] + 0.5 * (start + stop)
+        prints.append(_footprint(*_jacobian(texture, inverse, middle[1], middle[0])))
+    first = 0
+    for last, (now, following) in enumerate(pairwise([*prints, None])):
+        if following is not None and now is not None and now[:2] == following[:2]:
             continue
-        first = prints[start]
-        if first is not None:
-            cells = np.asarray((weight if by_row else weight.T)[start:cell].any(axis=0))
-            end = len(cells) - int(cells[::-1].argmax())
-            span = slice(start * _CELL, cell * _CELL)
-            across = slice(int(cells.argmax()) * _CELL, end * _CELL)
-            middle = prints[(start + cell - 1) // 2] or first
-            bands.append((np.s_[span, across] if by_row else np.s_[across, span], middle))
-        start = cell
-    return bands
+        span = slice(starts[first], starts[last + 1])
+        yield (span if axis == 0 else (slice(None), span)), prints[(first + last) // 2]
+        first = last + 1
 
 
-def _same(
-    a: tuple[int, int, tuple[float, float]] | None, b: tuple[int, int, tuple[float, float]] | None
-) -> bool:
-    if a is None or b is None:
-        return a is b
-    return a[:2] == b[:2]
-
-
-def _spread(lod: Float, weight: Float, axis: int) -> float:
-    """How much the level varies along one axis of the grid, where the quad is shown."""
-    is_shown = weight > 0
-    high = np.where(is_shown, lod, -np.inf).max(axis=axis)
-    low = np.where(is_shown, lod, np.inf).min(axis=axis)
-    used = is_shown.any(axis=axis)
-    return float(np.max(high[used] - low[used])) if used.any() else 0.0
-
-
-def _jacobians(texture: Texture, inverse: Float, x: Any, y: Any) -> Float:
-    """Derivative of texel by pixel (..., 2, 2) at the finest level."""
-    w = inverse[2, 0] * x + inverse[2, 1] * y + inverse[2, 2]
-    w = np.where(np.abs(w) < 1e-4, 1e-4, w)
-    size = texture.levels[0].shape[1::-1]
-    out = np.empty((*np.shape(w), 2, 2))
-    for k in range(2):
-        value = (inverse[k, 0] * x + inverse[k, 1] * y + inverse[k, 2]) / w
-        for axis in range(2):
-            out[..., k, axis] = size[k] * (inverse[k, axis] - value * inverse[2, axis]) / w
-    return out
-
-
-def _footprint(jacobian: Float) -> tuple[int, int, tuple[float, float]]:
-    """Mip level, number of taps (1, 2 or 4), and the long axis of a pixel in finest texels.
+def _footprint(a: float, b: float, c: float, d: float) -> _Footprint:
+    """Mip level, number of taps (1 or 2), and the long axis of a pixel in finest texels.
 
     Singular values of a 2x2 matrix in closed form, from the eigenvalues of J J^T.
     """
-    (a, b), (c, d) = jacobian.tolist()
     p, q, r = a * a + b * b, a * c + b * d, c * c + d * d
     root = math.sqrt(max(0.25 * (p - r) ** 2 + q * q, 0.0))
     largest = 0.5 * (p + r) + root
@@ -311,14 +274,14 @@ def _footprint(jacobian: Float) -> tuple[int, int, tuple[float, float]]:
     size = max(short, long / _MAX_TAPS, 1e-6)
     level = max(0, math.floor(math.log2(size) + 0.5))
     ratio = long / 2**level
-    taps = 1 if ratio < 1.5 else 2 if ratio < 3 else 4
+    taps = 1 if ratio < 1.5 else _MAX_TAPS
     axis = (largest - r, q) if p >= r else (q, largest - p)
     scale = long / max(math.hypot(*axis), 1e-12)
     return level, taps, (axis[0] * scale, axis[1] * scale)
 
 
 def _taps(
-    texture: Texture, s: Float32, t: Float32, footprint: tuple[int, int, tuple[float, float]]
+    texture: Texture, s: Float32, t: Float32, footprint: _Footprint
 ) -> npt.NDArray[np.uint8]:
     level, taps, long_axis = footprint
     finest = texture.levels[0]
@@ -326,16 +289,12 @@ def _taps(
     height, width = picture.shape[:2]
     u, v = s * np.float32(width), t * np.float32(height)
     values = []
-    for tap in range(taps):
-        share = (tap + 0.5) / taps - 0.5
+    for share in (0.0,) if taps == 1 else (-0.25, 0.25):
         du = np.float32(share * long_axis[0] * width / finest.shape[1] - 0.5)
         dv = np.float32(share * long_axis[1] * height / finest.shape[0] - 0.5)
         values.append(
             cv2.remap(picture, u + du, v + dv, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         )
-    while len(values) > 1:
-        values = [
-            cv2.addWeighted(x, 0.5, y, 0.5, 0)
-            for x, y in zip(values[::2], values[1::2], strict=True)
-        ]
-    return np.asarray(values[0], np.uint8)
+    return np.asarray(
+        values[0] if taps == 1 else cv2.addWeighted(values[0], 0.5, values[1], 0.5, 0), np.uint8
+    )

@@ -30,10 +30,14 @@ _SUPER = 2
 _LENS_BLUR = 1.44
 # A single plane serves up to this angle off the axis; beyond it, the faces of a cube.
 _PLANE_ANGLE = np.radians(62.0)
-_BLUR_TAPS = 7
+_BLUR_TAPS = 5
 # Samples of the picture to one of its mirror image.
 _MIRROR = 4
+# Rows of samples that are lit at a time.
+_STRIP = 24
 _LAMP_REACH_M = 32.0
+_GLOW_RGB = np.array([1.0, 0.84, 0.62])
+_LAMP_GAIN, _HEADLIGHT_GAIN = 36.0, 32.0
 _LAMP_RGB = np.array([1.0, 0.66, 0.36])
 _HEADLIGHT_RGB = np.array([1.0, 0.95, 0.85])
 
@@ -98,7 +102,7 @@ def render(
     radiance = cv2.resize(light, camera.size_wh, interpolation=cv2.INTER_AREA)
     if scene.condition.shutter_s > 0:
         step = np.asarray(velocity, float) * scene.condition.shutter_s
-        radiance = _blur(radiance, depth, camera, lens.rays, cam_from_map, step)
+        radiance = _blur(radiance, depth, lens.slopes, cam_from_map.rotation @ step)
     class_id = np.append(mesh.class_id, np.uint8(CLASS_ID['sky']))[chosen]
     return Frame(
         _expose(radiance, scene, rng),
@@ -124,12 +128,14 @@ class _Face:
 class _Lens:
     """How the samples of a camera lie in flat views.
 
-    :ivar rays: (H, W, 3) float32 with z = 1, of the pixel centres (z = -1 or 0 to the side).
+    :ivar rays: (3, H, W) with z = 1, of the pixel centres (z = -1 or 0 to the side).
+    :ivar slopes: (2, 3, H, W) float32, derivative of the pixel by the direction of those rays.
     :ivar maps: per face None, where samples are the face's own pixels, or (x, y, mask).
     """
 
     faces: tuple[_Face, ...]
     rays: Float
+    slopes: Float32
     maps: tuple[Any, ...]
 
     def gather(self, parts: list[Any]) -> tuple[Float32, npt.NDArray[np.int32]]:
@@ -152,10 +158,18 @@ class _Lens:
 def _lens(camera: Camera) -> _Lens:
     width, height = camera.size_wh
     rays = _rays(camera, 1)
+    flat = rays.reshape(-1, 3)
+    steps = np.eye(3) * 1e-4
+    slopes = [(camera.project(flat + step) - camera.project(flat - step)) / 2e-4 for step in steps]
+    shape = (2, 3, camera.height, camera.width)
+    fixed = (
+        np.ascontiguousarray(np.moveaxis(rays, 2, 0)),
+        np.nan_to_num(np.array(slopes).transpose(2, 0, 1)).astype(np.float32).reshape(shape),
+    )
     if not camera.is_fisheye and not np.any(camera.distortion):
         intrinsics = np.diag([_SUPER, _SUPER, 1.0]) @ _intrinsics(camera)
         face = _Face(np.eye(3), intrinsics, (width * _SUPER, height * _SUPER))
-        return _Lens((face,), rays, (None,))
+        return _Lens((face,), *fixed, (None,))
     samples = _rays(camera, _SUPER)
     known = samples[np.isfinite(samples[..., 2])]
     angle = np.arccos(np.clip(known[:, 2] / np.linalg.norm(known, axis=1), -1, 1)).max()
@@ -168,7 +182,7 @@ def _lens(camera: Camera) -> _Lens:
         turns = [[0, 0, 0], [0, 1, 0], [0, -1, 0], [1, 0, 0], [-1, 0, 0]]
         reach = np.full(2, 1.01)
         faces = [_flat_face(so3_exp(np.array(t) * np.pi / 2), focal, -reach, reach) for t in turns]
-    return _Lens(tuple(faces), rays, tuple(_face_map(face, samples) for face in faces))
+    return _Lens(tuple(faces), *fixed, tuple(_face_map(face, samples) for face in faces))
 
 
 def _intrinsics(camera: Camera) -> Float:
@@ -226,10 +240,12 @@ def _depth(mesh: Mesh, quad: npt.NDArray[np.int32], rays: Float, cam_from_map: R
     """Where the ray through the pixel's centre meets the plane of its quad."""
     normal = mesh.normal @ cam_from_map.rotation.T
     offset = np.sum(normal * cam_from_map.apply(mesh.origin), axis=1)
-    table = np.vstack([np.column_stack([normal, offset]), [0, 0, 0, 1.0]])[quad]
+    x, y, z = rays
     with np.errstate(divide='ignore', invalid='ignore'):
-        depth = table[..., 3] / np.sum(table[..., :3] * rays, axis=2) * rays[..., 2]
-    return np.asarray(np.where(quad < 0, np.inf, depth), np.float32)
+        toward = normal[:, 0][quad] * x + normal[:, 1][quad] * y + normal[:, 2][quad] * z
+        depth = offset[quad] / toward * z
+    depth[quad < 0] = np.inf
+    return np.asarray(depth, np.float32)
 
 
 def _srgb_to_linear() -> Float32:
@@ -238,67 +254,105 @@ def _srgb_to_linear() -> Float32:
     return np.where(value < 0.04045, low, high).astype(np.float32)
 
 
-def _linear_to_srgb() -> npt.NDArray[np.uint8]:
-    """Table over 4096 steps of 0 to 1."""
-    value = (np.arange(4096) + 0.5) / 4096
+def _tone_curve() -> npt.NDArray[np.uint8]:
+    """Codes of signals of 0 to _SATURATED: a shoulder in place of hard saturation."""
+    signal = (np.arange(_TONE_STEPS * _SATURATED) + 0.5) / _TONE_STEPS
+    value = 1 - np.exp(-1.7 * signal**1.2)
     high = 1.055 * value ** (1 / 2.4) - 0.055
     coded = np.where(value < 0.0031308, value * 12.92, high)
     return np.asarray(np.rint(coded * 255), np.uint8)
 
 
 _TO_LINEAR = _srgb_to_linear()
-_TO_SRGB = _linear_to_srgb()
+_TONE_STEPS, _SATURATED = 4096, 4
+_TONE = _tone_curve()
 
 
 def _per_pixel(table: npt.ArrayLike, quad: npt.NDArray[np.int32], sky: float) -> Float32:
     return np.asarray(np.append(np.asarray(table, np.float32), np.float32(sky))[quad])
 
 
-def _linear(row: Float, width: int, height: int) -> Float32:
+def _linear(row: Float, width: int, rows: range) -> Float32:
     across = row[0] * (np.arange(width) + 0.5)
-    down = row[1] * (np.arange(height) + 0.5) + row[2]
+    down = row[1] * (np.array(rows) + 0.5) + row[2]
     return np.asarray(across.astype(np.float32)[None, :] + down.astype(np.float32)[:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What some rows of a view see.
+
+    :ivar color: (h, w, 4) uint8; key and quad likewise, as in :class:`Layers`.
+    :ivar ray: 3 of (h, w), directions in the map with depth 1.
+    :ivar xyz: 3 of (h, w), map coordinates.
+    """
+
+    color: npt.NDArray[np.uint8]
+    key: Float32
+    quad: npt.NDArray[np.int32]
+    ray: list[Float32]
+    xyz: list[Float32]
+
+    @staticmethod
+    def of(layers: Layers, view: View, rows: range) -> _Seen:
+        part = np.s_[rows.start : rows.stop]
+        key = layers.key[part]
+        depth = 1 / np.maximum(key, np.float32(1e-4))
+        inverse = np.linalg.inv(view.projection[:, :3])
+        ray = [_linear(inverse[k], view.size_wh[0], rows) for k in range(3)]
+        xyz = [ray[k] * depth + np.float32(view.eye[k]) for k in range(3)]
+        return _Seen(layers.color[part], key, layers.quad[part], ray, xyz)
 
 
 def _shade(
     scene: Scene, mesh: Mesh, layers: Layers, view: View, plan: Float32, cam_from_map: Rigid3d
 ) -> Float32:
-    """Radiance (H, W, 3) of what a view sees."""
-    light, quad = scene.light, layers.quad
-    height, width = quad.shape
-    inverse: Float = np.asarray(np.linalg.inv(view.projection[:, :3]), float)
-    depth = 1 / np.maximum(layers.key, np.float32(1e-4))
-    # Map coordinates of what each pixel sees.
-    xyz = [_linear(inverse[k], width, height) * depth + np.float32(view.eye[k]) for k in range(3)]
-    upward = _per_pixel(_upward(mesh), quad, 0.5)
-    occlusion = _occlusion(scene, plan, xyz)
+    """Radiance (H, W, 3) of what a view sees, by so few rows at a time that they stay cached."""
+    width, height = view.size_wh
+    light = scene.light
+    tables = _upward(mesh), _toward_sun(mesh, light), mesh.glow * _glow_gain(mesh, light)
+    out = np.empty((height, width, 3), np.float32)
+    for top in range(0, height, _STRIP):
+        rows = range(top, min(top + _STRIP, height))
+        seen = _Seen.of(layers, view, rows)
+        out[top : rows.stop] = _radiance(scene, mesh, seen, tables, plan, cam_from_map)
+    return out
+
+
+def _radiance(
+    scene: Scene,
+    mesh: Mesh,
+    seen: _Seen,
+    tables: tuple[Float, Float, Float],
+    plan: Float32,
+    cam_from_map: Rigid3d,
+) -> Float32:
+    light = scene.light
+    upward, toward_sun, glow = (_per_pixel(table, seen.quad, 0.0) for table in tables)
+    occlusion = _occlusion(scene, plan, seen.xyz)
     parts = [
         (upward * np.float32(light.sky[c] - light.bounce[c]) + np.float32(light.bounce[c]))
         * occlusion
         for c in range(3)
     ]
     if np.any(light.sun):
-        lit = _per_pixel(_toward_sun(mesh, light), quad, 0.0)
         if scene.shadow is not None:
-            lit *= _sunlit(scene, xyz)
+            toward_sun *= _sunlit(scene, seen.xyz)
         for c in range(3):
-            parts[c] += lit * np.float32(light.sun[c])
+            parts[c] += toward_sun * np.float32(light.sun[c])
     if light.lamp > 0:
-        _add_lamps(scene, mesh, quad, xyz, parts, cam_from_map)
-    albedo = cv2.split(cv2.LUT(layers.color, _TO_LINEAR))
-    glow = _per_pixel(mesh.glow * _glow_gain(mesh, light), quad, 0.0)
-    glow *= layers.color[..., 3].astype(np.float32) * np.float32(1 / 255)
-    warmth = (1.0, 0.84, 0.62)
-    haze = np.float32(light.haze_m) * layers.key
-    haze = 1 / (1 + haze)
-    planes = []
+        _add_lamps(scene, mesh, seen, parts, cam_from_map)
+    glow *= seen.color[..., 3]
+    haze = 1 / (1 + np.float32(light.haze_m) * seen.key)
     for c in range(3):
-        value = albedo[c] * (parts[c] + glow * np.float32(warmth[c]))
-        value += haze * (np.float32(light.haze[c]) - value)
-        planes.append(value)
-    out = cv2.merge(planes)
-    _add_sky(out, quad, inverse, light)
-    return np.asarray(out, np.float32)
+        parts[c] += glow * np.float32(_GLOW_RGB[c] / 255)
+        parts[c] *= _TO_LINEAR[seen.color[..., c]]
+        parts[c] += haze * (np.float32(light.haze[c]) - parts[c])
+    out = np.asarray(cv2.merge(parts), np.float32)
+    is_sky = seen.quad < 0
+    if is_sky.any():
+        cv2.copyTo(_sky(seen.ray, light), is_sky.view(np.uint8), out)
+    return out
 
 
 def _add_mirror(
@@ -324,21 +378,17 @@ def _add_mirror(
     scale = np.diag([small[0] / view.size_wh[0], small[1] / view.size_wh[1], 1.0])
     flip = np.diag([1.0, 1.0, -1.0, 1.0])
     below = View(
-        scale @ view.projection @ flip, small, view.eye * [1, 1, -1, 1], min_thickness=2.0
+        scale @ view.projection @ flip, small, view.eye * [1, 1, -1, 1], min_thickness=3.0
     )
     mirrored = rasterize(mesh, below)
     picture = _shade(scene, mesh, mirrored, below, plan, cam_from_map)
     picture = cv2.blur(picture, (3, 15), borderType=cv2.BORDER_REPLICATE)
     picture = cv2.resize(picture, view.size_wh, interpolation=cv2.INTER_LINEAR)
-    height, width = layers.quad.shape
-    inverse = np.linalg.inv(view.projection[:, :3])
-    ray = [_linear(inverse[k], width, height) for k in range(3)]
-    depth = 1 / np.maximum(layers.key, np.float32(1e-4))
-    steep = -ray[2] / np.sqrt(ray[0] ** 2 + ray[1] ** 2 + ray[2] ** 2)
+    seen = _Seen.of(layers, view, range(view.size_wh[1]))
+    steep = -seen.ray[2] / np.sqrt(sum(axis * axis for axis in seen.ray))
     mirror = np.float32(0.02) + np.float32(0.98) * (1 - np.clip(steep, 0, 1)) ** 5
     assert scene.wetness is not None
-    xyz = [ray[k] * depth + np.float32(view.eye[k]) for k in range(2)]
-    mirror *= _on_plan(scene, scene.wetness, xyz) * ground
+    mirror *= _on_plan(scene, scene.wetness, seen.xyz) * ground
     out *= (1 - mirror * np.float32(0.8) - np.float32(0.3) * ground)[..., None]
     out += picture * mirror[..., None]
 
@@ -377,13 +427,13 @@ def _occlusion(scene: Scene, plan: Float32, xyz: list[Float32]) -> Float32:
 
 
 def _sunlit(scene: Scene, xyz: list[Float32]) -> Float32:
-    """Share of the sun that reaches each pixel: three looks at the shadow picture."""
+    """Share of the sun that reaches each pixel: two looks at the shadow picture."""
     assert scene.shadow is not None
     m = scene.shadow_matrix.astype(np.float32)
     x, y = (m[k, k] * xyz[k] + (m[k, 2] * xyz[2] + m[k, 3]) for k in range(2))
     key = m[2, 0] * xyz[0] + m[2, 1] * xyz[1] + (m[2, 2] * xyz[2] + np.float32(0.12))
     total = np.zeros_like(key)
-    for dx, dy in ((-1.0, -0.4), (0.1, -1.0), (0.0, 0.4)):
+    for dx, dy in ((-0.9, -0.7), (0.0, 0.2)):
         near = cv2.remap(
             scene.shadow,
             x + np.float32(dx),
@@ -393,36 +443,37 @@ def _sunlit(scene: Scene, xyz: list[Float32]) -> Float32:
             borderValue=-1e9,
         )
         total += near < key
-    return np.asarray(total * np.float32(1 / 3))
+    return np.asarray(total * np.float32(0.5))
 
 
 def _add_lamps(
-    scene: Scene,
-    mesh: Mesh,
-    quad: npt.NDArray[np.int32],
-    xyz: list[Float32],
-    parts: list[Float32],
-    cam_from_map: Rigid3d,
+    scene: Scene, mesh: Mesh, seen: _Seen, parts: list[Float32], cam_from_map: Rigid3d
 ) -> None:
-    """Add street lamps and the camera's own headlights, falling off with distance squared."""
+    """Add street lamps and the camera's own headlights, falling off with distance squared.
+
+    Worked out for every second sample along each axis, once a pixel: nearly all of the night is.
+    """
+    height, width = seen.quad.shape
+    xyz, quad = [a[::2, ::2] for a in seen.xyz], seen.quad[::2, ::2]
     eye = cam_from_map.inverse().translation
     normals = [_per_pixel(mesh.normal[:, k], quad, 0.0) for k in range(3)]
     both = _per_pixel(mesh.is_two_sided, quad, 0.0) > 0
-    total = np.zeros_like(xyz[0])
+    street = np.zeros_like(xyz[0])
     for lamp in scene.town.lamps:
         if abs(lamp[0] - eye[0]) < _LAMP_REACH_M:
-            total += _falloff(lamp, xyz, normals, both)
-    gain = 18.0 * scene.light.lamp
-    for c in range(3):
-        parts[c] += total * np.float32(gain * _LAMP_RGB[c])
+            street += _falloff(lamp, xyz, normals, both)
     ahead = cam_from_map.rotation[2]
     front = eye + 1.2 * ahead - [0, 0, 0.75]
     beam = _falloff(front, xyz, normals, both)
-    along = sum((xyz[k] - np.float32(front[k])) * np.float32(ahead[k]) for k in range(3))
-    distance = np.sqrt(sum((xyz[k] - np.float32(front[k])) ** 2 for k in range(3)))
+    away = [xyz[k] - np.float32(front[k]) for k in range(3)]
+    along = sum(away[k] * np.float32(ahead[k]) for k in range(3))
+    distance = np.sqrt(sum(axis * axis for axis in away))
     beam *= np.clip((along / np.maximum(distance, 0.1) - 0.72) * 4, 0, 1) ** 2
     for c in range(3):
-        parts[c] += beam * np.float32(16 * scene.light.lamp * _HEADLIGHT_RGB[c])
+        light = street * np.float32(_LAMP_GAIN * _LAMP_RGB[c])
+        light += beam * np.float32(_HEADLIGHT_GAIN * _HEADLIGHT_RGB[c])
+        light *= np.float32(scene.light.lamp)
+        parts[c] += light.repeat(2, axis=0)[:height].repeat(2, axis=1)[:, :width]
 
 
 def _falloff(
@@ -438,44 +489,36 @@ def _falloff(
     return np.asarray(cosine)
 
 
-def _add_sky(out: Float32, quad: npt.NDArray[np.int32], inverse: Float, light: Light) -> None:
-    rows = np.flatnonzero((quad < 0).any(axis=1))
-    if not len(rows):
-        return
-    part = np.s_[rows[0] : rows[-1] + 1]
-    height, width = quad.shape
-    x, y, z = (_linear(inverse[k], width, height)[part] for k in range(3))
+def _sky(ray: list[Float32], light: Light) -> Float32:
+    x, y, z = ray
     scale = 1 / np.maximum(np.sqrt(x * x + y * y + z * z) + z, np.float32(1e-3))
     cell = np.float32((SKY_SIZE - 1) / (2 * SKY_REACH))
     u, v = ((a * scale + np.float32(SKY_REACH)) * cell for a in (x, y))
-    sky = cv2.remap(light.sky_picture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    cv2.copyTo(sky, (quad[part] < 0).view(np.uint8), out[part])
+    border = cv2.BORDER_REPLICATE
+    return np.asarray(cv2.remap(light.sky_picture, u, v, cv2.INTER_LINEAR, borderMode=border))
 
 
-def _blur(
-    radiance: Float32,
-    depth: Float32,
-    camera: Camera,
-    rays: Float,
-    cam_from_map: Rigid3d,
-    step: Float,
-) -> Float32:
-    """Average along the way that each pixel's surface moves while the shutter is open."""
+def _blur(radiance: Float32, depth: Float32, slopes: Float32, shift: Float) -> Float32:
+    """Average along the way that each pixel's surface moves while the shutter is open.
+
+    :param shift: (3,) of the camera meanwhile, in its own frame.
+    """
     height, width = depth.shape
-    z = np.where(np.isfinite(depth), depth, 1e5).astype(float)[..., None]
-    points = (rays * z / rays[..., 2:]).reshape(-1, 3)
-    shift = cam_from_map.rotation @ step
-    flow = (camera.project(points - shift / 2) - camera.project(points + shift / 2)).astype(
-        np.float32
+    nearness = 1 / np.where(depth > 0, depth, np.inf)
+    flow = [
+        sum(axis * np.float32(s) for axis, s in zip(row, shift, strict=True)) * nearness
+        for row in slopes
+    ]
+    x, y = (
+        np.arange(width, dtype=np.float32)[None, :],
+        np.arange(height, dtype=np.float32)[:, None],
     )
-    flow = np.nan_to_num(flow).reshape(height, width, 2)
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     total = np.zeros_like(radiance)
     for share in np.linspace(-0.5, 0.5, _BLUR_TAPS, dtype=np.float32):
         total += cv2.remap(
             radiance,
-            x + share * flow[..., 0],
-            y + share * flow[..., 1],
+            x + share * flow[0],
+            y + share * flow[1],
             cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
@@ -485,7 +528,8 @@ def _blur(
 def _expose(radiance: Float32, scene: Scene, rng: np.random.Generator) -> Image:
     """Veil, bloom, exposure, photon and read noise, and the camera's tone curve."""
     veil = np.float32(scene.light.veil)
-    radiance = radiance + veil * (radiance.mean(axis=(0, 1)) - radiance)
+    mean = np.array(cv2.mean(radiance)[:3], np.float32)
+    radiance = radiance + veil * (mean - radiance)
     if scene.light.lamp > 0:
         small = cv2.resize(radiance, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
         over = cv2.GaussianBlur(np.clip(small - 0.8, 0, 6), (0, 0), 5)
@@ -498,6 +542,5 @@ def _expose(radiance: Float32, scene: Scene, rng: np.random.Generator) -> Image:
             np.maximum(signal, 0) * np.float32(1 / electrons) + np.float32(read**2)
         )
         signal = signal + deviation * rng.standard_normal(signal.shape, np.float32)
-    # A shoulder in place of hard saturation.
-    tone = 1 - np.exp(np.float32(-1.7) * np.maximum(signal, 0) ** np.float32(1.2))
-    return np.asarray(_TO_SRGB[np.minimum(tone * 4096, 4095).astype(np.uint16)])
+    step = np.clip(signal, 0, _SATURATED - 1 / _TONE_STEPS) * np.float32(_TONE_STEPS)
+    return np.asarray(_TONE[step.astype(np.uint16)])

@@ -172,7 +172,7 @@ def _paint_door(house: House, shape: tuple[int, int]) -> npt.NDArray[np.float32]
 def reveals(house: House, openings: list[Opening]) -> list[Quad]:
     """Jambs, sills and lintels between the wall and the glass: one strip per line of edges."""
     wall, r, m = house.wall, house.recess, house.texel_m
-    tone = paint.to_uint8(house.rgb * 0.35 + 110)
+    tone = np.rint(house.rgb * 0.35 + 110).astype(np.uint8)
     quads = []
     deep = max(1, round(r / m))
     for x, is_left in sorted(

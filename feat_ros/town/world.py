@@ -42,7 +42,7 @@ class Town:
     :raises ConfigError: a length or texel size out of range.
     """
 
-    def __init__(self, seed: int, length_m: float = 110.0, texel_m: float = 0.0125) -> None:
+    def __init__(self, seed: int, length_m: float = 110.0, texel_m: float = 0.015) -> None:
         if not 40 <= length_m <= 400:
             raise ConfigError(f'a town of {length_m} m cannot be built: choose 40 to 400')
         if not 0.005 <= texel_m <= 0.1:
