@@ -428,8 +428,8 @@ def print_description(description: dict[str, Any]) -> None:
             else 'most of them failed: the map is too sparse'
         )
         print(
-            f'  left out one at a time, {left_out["num_localized"]} of {left_out["num_images"]} '
-            f'of its images are localized; {accuracy}'
+            f'  without themselves, {left_out["num_localized"]} of {left_out["num_images"]} of '
+            f'its images are localized; {accuracy}'
         )
     if d.get('verified'):
         print('  every byte is as it was written')
