@@ -4,8 +4,8 @@
 
 The covariance of a camera pose that follows from pixel noise alone is honest only if the map is
 exact. Poses from GPS, motion capture or a laser scan are not: the same few centimetres then come
-back in every query. They are measured by leaving images out, and added. Neighbours in a video share
-their error, so that they are left out together.
+back in every query. They are measured by leaving images out, and added. Neighbours in a video
+share their error, so that they are left out together.
 """
 
 from __future__ import annotations

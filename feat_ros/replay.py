@@ -36,10 +36,11 @@ from feat_ros.image import Image
 from feat_ros.localizer import Localizer
 from feat_ros.pose_error import pose_error
 from feat_ros.report import ExampleFrame, write_report
-from feat_ros.server import Frame, LocalizationServer, ServerConfig
+from feat_ros.server import bad_image, Frame, LocalizationServer, ServerConfig
 from feat_ros.sfm_map import partial_path, publish, write_text, writing
 from feat_ros.trajectory import Trajectory
 from feat_ros.types import (
+    FailureReason,
     FrameRecord,
     JsonDict,
     LocalizationResult,
@@ -53,6 +54,10 @@ _LOG = logging.getLogger(__name__)
 FORMAT = 'feat_ros replay 1'
 # Poses of a topic further apart than this are not interpolated between.
 _MAX_GAP_NS = 250_000_000
+# In real time the clock of a recording may not jump further than this, seconds.
+_LONGEST_WAIT_S = 5.0
+# When none of so many images at the start can be used, the rest is not tried.
+_GIVE_UP_AFTER = 10
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,10 @@ class ReplaySource(Config):
     """What of a bag is replayed; seconds count from the stamp of the topic's first image."""
 
     image_topic: str = option('', 'Image or CompressedImage')
-    info_topic: str = option('', 'CameraInfo; its first message is used')
+    info_topic: str | None = option(None, 'CameraInfo; its first message is used')
+    camera: str | None = option(
+        None, 'MODEL width height params... as COLMAP has them, for a bag without CameraInfo'
+    )
     ground_truth_topic: str | None = option(None, 'poses to compare with')
     ground_truth_frame: str | None = option(
         None,
@@ -113,7 +121,9 @@ def replay(
     :param overwrite: replace earlier results of that name.
     :param provenance: is added to the manifest.
     :raises DataError: the folder exists, or nothing is selected.
-    :raises BagError, TransformError, ImageError: the bag does not hold what is asked of it.
+    :raises CameraError: the camera cannot be used.
+    :raises BagError, TransformError: the bag does not hold what is asked of it.
+    :raises ImageError: none of its images can be used; a few that cannot are records.
     :raises MapError: the map is damaged, or the results cannot be written.
     """
     out = Path(out)
@@ -126,6 +136,7 @@ def replay(
             log = _Log(recording, observed)
             run = _run_in_real_time if realtime else _run_all
             run(recording.images(progress or (lambda items, _: items)), recording, server, log)
+        log.finish()
         summary = summarise_records(log.records, truth_sigma_m, truth_sigma_deg)
         snapshot = server.snapshot()
         summary |= {'resets': snapshot.resets, 'reseats': snapshot.reseats}
@@ -181,7 +192,10 @@ class _Recording:
 
     def __init__(self, bag: Bag, source: ReplaySource, map_frame: str) -> None:
         self.source = source
-        self.camera, _ = bag.camera_info(source.info_topic)
+        if source.camera is None:
+            self.camera, _ = bag.camera_info(source.info_topic or '')
+        else:
+            self.camera = Camera.from_words(source.camera.split())
         self._bag = bag
         self._odometry = _poses(bag, source.odometry_topic)
         self._truth = _poses(bag, source.ground_truth_topic)
@@ -304,6 +318,8 @@ class _Log:
         self._truth: dict[int, Rigid3d | None] = {}
         self._examples: dict[str, tuple[float, _Attempt]] = {}
         self.records: list[FrameRecord] = []
+        self._unusable: list[FrameRecord] = []
+        self._num_tried = 0
 
     def expect(self, image: StampedImage) -> None:
         """Look up the truth of an image before the server gets it."""
@@ -313,8 +329,13 @@ class _Log:
         """Add what the server said of an image."""
         record = replace(record, truth=self._truth.pop(record.stamp_ns))
         self.records.append(record)
-        if record.status == 'dropped' or self._observed.last is None:
+        if record.status == 'dropped':
             return
+        self._num_tried += 1
+        if record.reason is FailureReason.BAD_IMAGE:
+            self._unusable.append(record)
+            return
+        assert self._observed.last is not None, 'a frame that was tried was observed'
         attempt = _Attempt(record, *self._observed.last)
         kind = record.reason.value if record.reason else record.status
         # The first of a kind, and of those localized also the worst.
@@ -322,6 +343,27 @@ class _Log:
         badness = _badness(record)
         if record.status == 'localized' and badness >= self._examples.get('worst', (badness,))[0]:
             self._examples['worst'] = badness, attempt
+
+    def check_usable(self, enough: int) -> None:
+        """Give up when of so many images none could be used.
+
+        :raises ImageError: says what is wrong with the first.
+        """
+        if len(self._unusable) >= enough and len(self._unusable) == self._num_tried:
+            raise ImageError(self._unusable[0].detail)
+
+    def finish(self) -> None:
+        """Put the records in order of time, those of images that could not be used among them.
+
+        :raises ImageError: no image could be used.
+        """
+        self.check_usable(1)
+        if self._unusable:
+            _LOG.warning(
+                '%d of %d images could not be used, the first: %s',
+                len(self._unusable), self._num_tried, self._unusable[0].detail,
+            )  # fmt: skip
+        self.records.sort(key=lambda record: record.stamp_ns)
 
     def examples(self) -> list[_Attempt]:
         """Return the frames for the report in order of time, each once."""
@@ -340,30 +382,35 @@ def _run_all(
 ) -> None:
     for image in images:
         log.expect(image)
-        log.take(server.process(recording.frame(image)))
+        try:
+            record = server.process(recording.frame(image))
+        except ImageError as error:
+            record = bad_image(image.stamp_ns, error)
+        log.take(record)
+        log.check_usable(_GIVE_UP_AFTER)
 
 
 def _run_in_real_time(
     images: Iterator[StampedImage], recording: _Recording, server: LocalizationServer, log: _Log
 ) -> None:
-    """Hand every frame over when its time has come.
-
-    :raises ImageError: an image is not of the camera's size.
-    """
+    """Hand every frame over when its time has come; a longer gap than some seconds is cut."""
     server.start(log.take)
     try:
-        start_s = None
+        start_s, last_s = 0.0, -np.inf
         for image in images:
             stamp_s = image.stamp_ns / 1e9
-            start_s = start_s or time.monotonic() - stamp_s
+            if stamp_s > last_s + _LONGEST_WAIT_S:
+                start_s = time.monotonic() - stamp_s
+            last_s = stamp_s
             time.sleep(max(0.0, start_s + stamp_s - time.monotonic()))
             log.expect(image)
-            server.submit(recording.frame(image))
+            try:
+                server.submit(recording.frame(image))
+            except ImageError as error:
+                log.take(bad_image(image.stamp_ns, error))
+            log.check_usable(_GIVE_UP_AFTER)
     finally:
         server.stop()
-    snapshot = server.snapshot()
-    if snapshot.failed:
-        raise ImageError(snapshot.last_problem)
 
 
 def summarise_records(

@@ -356,7 +356,7 @@ class LocalizationServer:
             return self._process(frame, ms)
         except FeatRosError as error:
             _LOG.debug('frame at %d ns: %s', frame.stamp_ns, error)
-            return FrameRecord(frame.stamp_ns, 'refused', detail=str(error), ms=ms)
+            return bad_image(frame.stamp_ns, error, ms)
 
     def _process(self, frame: Frame, ms: dict[str, float]) -> FrameRecord:
         with self._changed:
@@ -492,6 +492,15 @@ class LocalizationServer:
         self._counts['resets'] += 1
         self._epoch += 1
         self._way = self._fix = self._hint = self._map_from_odom = None
+
+
+def bad_image(
+    stamp_ns: int, error: FeatRosError, ms: dict[str, float] | None = None
+) -> FrameRecord:
+    """Return the record of a frame whose image could not be used."""
+    return FrameRecord(
+        stamp_ns, 'refused', FailureReason.BAD_IMAGE, detail=str(error), ms=ms or {}
+    )
 
 
 def _fix_of_base(frame: Frame, at: _Waypoint, estimate: PoseEstimate) -> _Fix:

@@ -165,7 +165,7 @@ def test_a_missing_package_is_a_line_of_the_table() -> None:
         'threads': {'cores': 2},
         'tables': {'speed': [{'name': OURS, 'median_ms': 12.5}, {'name': 'x', 'missing': why}]},
         'notes': ['a note'],
-        'checks': [bench._check('times', 2.5, 'at least 3', False)],
+        'checks': [bench.check('times', 2.5, 'at least 3', False)],
     }
     assert format_report(report).splitlines() == [
         'threads: cores 2',

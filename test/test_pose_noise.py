@@ -241,9 +241,7 @@ def test_leaving_images_out_is_as_if_they_had_never_been(tmp_path: Path) -> None
     structure = triangulate(tmp_path, images, features, matches, TriangulationConfig())
     descriptors = structure.mean_over_track(features, 'descriptors').astype(np.float32)
     for left_out, stamps_ns in ((6, None), (12, None), (24, STAMPS_NS)):
-        found = _localize_left_out(
-            left_out, images, features, structure, descriptors, stamps_ns
-        )
+        found = _localize_left_out(left_out, images, features, structure, descriptors, stamps_ns)
         assert found is not None
         error, covariance = found
         block, _ = _block(left_out, structure, stamps_ns)

@@ -552,7 +552,7 @@ def test_an_unusable_image_does_not_end_the_thread() -> None:
         records.wait(1)
     server.stop()
     assert [(r.status, r.reason, r.detail) for r in records.all] == [
-        ('refused', None, 'image is 2x2')
+        ('refused', FailureReason.BAD_IMAGE, 'image is 2x2')
     ] * 2
     snapshot = server.snapshot()
     assert (snapshot.frames, snapshot.failed, snapshot.last_problem) == (3, 3, 'image is 2x2')
