@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -131,13 +133,13 @@ def replay(
     observed = _Observed(localizer)
     server = LocalizationServer(observed, server_config)
     with _unfinished(out) as partial:
-        with Bag(bag_path) as bag:
+        with Bag(bag_path) as bag, TemporaryFile('w+', encoding='utf-8', dir=partial) as spool:
             recording = _Recording(bag, source, localizer.map.manifest.frame_id)
-            log = _Log(recording, observed)
+            log = _Log(recording, observed, spool, partial)
             run = _run_in_real_time if realtime else _run_all
             run(recording.images(progress or (lambda items, _: items)), recording, server, log)
-        log.finish()
-        summary = summarise_records(log.records, truth_sigma_m, truth_sigma_deg)
+            records = log.records()
+        summary = summarise_records(records, truth_sigma_m, truth_sigma_deg)
         snapshot = server.snapshot()
         summary |= {'resets': snapshot.resets, 'reseats': snapshot.reseats}
         manifest = {
@@ -152,12 +154,12 @@ def replay(
             'realtime': realtime,
             'provenance': provenance or {},
         }
-        write_text(partial / 'trajectory.tum', _trajectory(log.records).to_tum())
-        write_text(partial / 'frames.csv', format_records(log.records))
+        write_text(partial / 'trajectory.tum', _trajectory(records).to_tum())
+        write_text(partial / 'frames.csv', format_records(records))
         write_text(partial / 'summary.json', json.dumps(summary, indent=1) + '\n')
         title = f'{Path(bag_path).name} in {localizer.map.path.name}'
         examples = [example.show(localizer, recording.camera) for example in log.examples()]
-        write_report(partial / 'report.html', title, localizer.map, log.records, summary, examples)
+        write_report(partial / 'report.html', title, localizer.map, records, summary, examples)
         write_text(partial / 'manifest.json', json.dumps(manifest, indent=1) + '\n')
         publish(partial, out)
     return summary
@@ -311,30 +313,39 @@ class _Observed:
 
 
 class _Log:
-    """The records of a run with their ground truth, and the frames worth looking at."""
+    """The records of a run with their ground truth, and the frames worth looking at.
 
-    def __init__(self, recording: _Recording, observed: _Observed) -> None:
+    Records wait in a file, so that a run of hours takes no more memory than one of minutes.
+    """
+
+    def __init__(
+        self, recording: _Recording, observed: _Observed, spool: TextIO, folder: Path
+    ) -> None:
         self._recording, self._observed = recording, observed
+        self._spool, self._folder = spool, folder
         self._truth: dict[int, Rigid3d | None] = {}
         self._examples: dict[str, tuple[float, _Attempt]] = {}
-        self.records: list[FrameRecord] = []
-        self._unusable: list[FrameRecord] = []
-        self._num_tried = 0
+        self._lock = threading.Lock()
+        self._num_tried = self._num_unusable = 0
+        self._first_problem = ''
 
     def expect(self, image: StampedImage) -> None:
         """Look up the truth of an image before the server gets it."""
         self._truth[image.stamp_ns] = self._recording.truth(image)
 
     def take(self, record: FrameRecord) -> None:
-        """Add what the server said of an image."""
+        """Add what became of an image; from any thread."""
         record = replace(record, truth=self._truth.pop(record.stamp_ns))
-        self.records.append(record)
-        if record.status == 'dropped':
-            return
-        self._num_tried += 1
-        if record.reason is FailureReason.BAD_IMAGE:
-            self._unusable.append(record)
-            return
+        with self._lock:
+            with writing(self._folder):
+                self._spool.write(_to_line(record))
+            if record.status == 'dropped':
+                return
+            self._num_tried += 1
+            if record.reason is FailureReason.BAD_IMAGE:
+                self._num_unusable += 1
+                self._first_problem = self._first_problem or record.detail
+                return
         assert self._observed.last is not None, 'a frame that was tried was observed'
         attempt = _Attempt(record, *self._observed.last)
         kind = record.reason.value if record.reason else record.status
@@ -349,26 +360,49 @@ class _Log:
 
         :raises ImageError: says what is wrong with the first.
         """
-        if len(self._unusable) >= enough and len(self._unusable) == self._num_tried:
-            raise ImageError(self._unusable[0].detail)
+        if self._num_unusable >= enough and self._num_unusable == self._num_tried:
+            raise ImageError(self._first_problem)
 
-    def finish(self) -> None:
-        """Put the records in order of time, those of images that could not be used among them.
+    def records(self) -> list[FrameRecord]:
+        """Return all records in order of time.
 
         :raises ImageError: no image could be used.
         """
         self.check_usable(1)
-        if self._unusable:
+        if self._num_unusable:
             _LOG.warning(
                 '%d of %d images could not be used, the first: %s',
-                len(self._unusable), self._num_tried, self._unusable[0].detail,
+                self._num_unusable, self._num_tried, self._first_problem,
             )  # fmt: skip
-        self.records.sort(key=lambda record: record.stamp_ns)
+        self._spool.seek(0)
+        return sorted(map(_from_line, self._spool), key=lambda record: record.stamp_ns)
 
     def examples(self) -> list[_Attempt]:
         """Return the frames for the report in order of time, each once."""
         chosen = {attempt.record.stamp_ns: attempt for _, attempt in self._examples.values()}
         return [chosen[stamp_ns] for stamp_ns in sorted(chosen)]
+
+
+def _to_line(record: FrameRecord) -> str:
+    """Return a record as a line of JSON, every digit kept."""
+    poses = {
+        name: None if pose is None else [pose.rotation.tolist(), pose.translation.tolist()]
+        for name, pose in (('map_from_base', record.map_from_base), ('truth', record.truth))
+    }
+    covariance = None if record.covariance is None else record.covariance.tolist()
+    return json.dumps({**vars(record), **poses, 'covariance': covariance}) + '\n'
+
+
+def _from_line(line: str) -> FrameRecord:
+    values = json.loads(line)
+    for name in ('map_from_base', 'truth'):
+        if values[name] is not None:
+            values[name] = Rigid3d(*map(np.array, values[name]))
+    if values['covariance'] is not None:
+        values['covariance'] = np.array(values['covariance'])
+    if values['reason'] is not None:
+        values['reason'] = FailureReason(values['reason'])
+    return FrameRecord(**values)
 
 
 def _badness(record: FrameRecord) -> float:

@@ -50,10 +50,10 @@ class ServerConfig(Config):
     """Options of :class:`LocalizationServer`."""
 
     prior_radius_m: float = option(
-        0.5, 'least radius around the predicted position that is searched first', minimum=0.0
+        0.3, 'least radius around the predicted position that is searched first', minimum=0.0
     )
     prior_angle_deg: float = option(
-        10.0, 'least angle around the predicted orientation', minimum=0.0, maximum=180.0
+        5.0, 'least angle around the predicted orientation', minimum=0.0, maximum=180.0
     )
     max_prior_radius_m: float = option(
         5.0, 'with a larger radius the whole map is searched; 0: always', minimum=0.0

@@ -88,9 +88,9 @@ class VisualWords:
                     block[at, best] = np.inf
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        found, how_far = (array[back].reshape(-1, probed * count) for array in (found, how_far))
-        best = np.argsort(how_far, axis=1, kind='stable')[:, :count]
-        return np.take_along_axis(found, best, axis=1)
+        shape = len(descriptors), probed * count
+        best = np.argsort(how_far[back].reshape(shape), axis=1, kind='stable')[:, :count]
+        return np.take_along_axis(found[back].reshape(shape), best, axis=1)
 
     @cached_property
     def _half_square_norms(self) -> Float32:
