@@ -232,7 +232,7 @@ class _Recording:
             )
 
     def frame(self, image: StampedImage) -> Frame:
-        """Decode an image and look up what was known of the robot then."""
+        """Look up what was known of the robot when an image was taken."""
         base_frame = self._base_frame(image)
         odom_from_base = None
         if self._odometry is not None:
@@ -243,7 +243,7 @@ class _Recording:
             odom_from_base = odom_from_child and odom_from_child @ child_from_base
         return Frame(
             image.stamp_ns,
-            image.decode(),
+            image.decode,
             self.camera,
             None
             if base_frame == image.frame_id
@@ -438,10 +438,7 @@ def _run_in_real_time(
             last_s = stamp_s
             time.sleep(max(0.0, start_s + stamp_s - time.monotonic()))
             log.expect(image)
-            try:
-                server.submit(recording.frame(image))
-            except ImageError as error:
-                log.take(bad_image(image.stamp_ns, error))
+            server.submit(recording.frame(image))
             log.check_usable(_GIVE_UP_AFTER)
     finally:
         server.stop()

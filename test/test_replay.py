@@ -314,10 +314,13 @@ def test_an_image_that_cannot_be_used_is_a_record(
     rows = rows_of(tmp_path / 'out')
     assert [int(row['stamp_ns']) - START for row in rows] == [0, STEP // 4, STEP // 2, STEP]
     assert summary['num_frames'] == 4
-    assert summary['reasons']['BAD_IMAGE'] + summary['dropped'] >= 2
-    assert rows[2]['reason'] == 'BAD_IMAGE' and 'bytes' in rows[2]['detail']
-    assert 'images could not be used, the first: ' in caplog.text
-    assert 'bad image' in (tmp_path / 'out' / 'report.html').read_text()
+    # In real time they may be dropped.
+    assert summary['reasons'].get('BAD_IMAGE', 0) + summary['dropped'] >= 2
+    if not realtime:
+        assert [row['reason'] for row in rows[1:3]] == ['BAD_IMAGE'] * 2
+        assert 'bytes' in rows[2]['detail']
+        assert '2 of 4 images could not be used, the first: image is 320x238' in caplog.text
+        assert 'bad image' in (tmp_path / 'out' / 'report.html').read_text()
 
 
 def test_a_clock_that_jumps_ahead_is_not_waited_for(
