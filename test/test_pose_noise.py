@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -229,7 +230,9 @@ def test_images_are_left_out_with_those_taken_within_a_second() -> None:
 
 def test_stamps_are_told_from_counters() -> None:
     bag = ['1305031229696826935.jpg', '1305031229796826935.png']
-    assert stamps_of_names(bag).tolist() == [1305031229696826935, 1305031229796826935]  # type: ignore[union-attr]
+    stamps_ns = stamps_of_names(bag)
+    assert stamps_ns is not None
+    assert stamps_ns.tolist() == [1305031229696826935, 1305031229796826935]
     for names in (['000002.png', '000004.png'], [*bag, 'a.jpg'], [*bag, '7.jpg'], [], ['9' * 40]):
         assert stamps_of_names(names) is None
 
@@ -265,6 +268,19 @@ def test_leaving_images_out_is_as_if_they_had_never_been(tmp_path: Path) -> None
         slow_error = pose_error(slow.cam_from_map, images[left_out].cam_from_map)
         assert_allclose(error / sigma, slow_error / sigma, atol=0.3)
         assert_allclose(np.sqrt(np.diag(covariance)) / sigma, 1, atol=0.02)
+
+
+@needs_pycolmap
+def test_a_pose_that_contradicts_the_others_is_named(tmp_path: Path) -> None:
+    images, features, matches = simulate(6, 0.002, 0.0005)
+    inverse = images[12].cam_from_map.inverse()
+    off = Rigid3d(inverse.rotation, inverse.translation + np.array([0.3, -0.2, 0.4])).inverse()
+    images[12] = replace(images[12], cam_from_map=off)
+    structure = triangulate(tmp_path, images, features, matches, TriangulationConfig())
+    descriptors = structure.mean_over_track(features, 'descriptors').astype(np.float32)
+    result = check_left_out(images, features, structure, descriptors, 30, lambda items, _: items)
+    assert result.wrong == ['12.png']
+    assert result.noise.translation_m < 0.02
 
 
 @needs_pycolmap
