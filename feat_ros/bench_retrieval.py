@@ -66,12 +66,12 @@ def bench_retrieval(
     search_wide, _ = _search(index, wide)
     checks = []
     for name, (_, most_ms, least) in _WANTED.items():
-        ms = _ms(assignment, name)
+        ms = next(float(row['cpu_ms']) for row in assignment if row['name'] == name)
         checks += [
-            check(f'ms, {name}', ms, f'at most {most_ms:g}', ms <= most_ms),
+            check(f'ms of one core, {name}', ms, f'at most {most_ms:g}', ms <= most_ms),
             check(f'recall@1, {name}', recall[name], f'at least {least:g}', recall[name] >= least),
         ]
-    found_ms = _ms(search, OURS)
+    found_ms = float(search[0]['median_ms'])
     return {
         'threads': threads,
         'tables': {
@@ -87,10 +87,6 @@ def bench_retrieval(
                   difference <= 1e-12),
         ],
     }  # fmt: skip
-
-
-def _ms(rows: list[JsonDict], name: str) -> float:
-    return next(float(row['median_ms']) for row in rows if row['name'] == name)
 
 
 def _assign(words: VisualWords, queries: list[Float32]) -> tuple[list[JsonDict], dict[str, float]]:
@@ -111,9 +107,12 @@ def _assign(words: VisualWords, queries: list[Float32]) -> tuple[list[JsonDict],
         for name, taken in runs.items()
     }  # fmt: skip
     ms = {name: taken.ms for name, taken in runs.items()}
-    return table_rows(
-        ms, {}, {name: {'recall@1': share} for name, share in recall.items()}
-    ), recall
+    # On a busy machine the processor's time says more than the clock's.
+    extra = {
+        name: {'cpu_ms': taken.cores * float(np.mean(taken.ms)), 'recall@1': recall[name]}
+        for name, taken in runs.items()
+    }
+    return table_rows(ms, {}, extra), recall
 
 
 def _nearest(words: VisualWords, parts: int, descriptors: Float32) -> Ids:

@@ -428,8 +428,8 @@ def print_description(description: dict[str, Any]) -> None:
     noise = d['pose_noise']
     if noise['translation_m'] or noise['rotation_rad']:
         print(
-            f'  noise of its poses, part of every covariance: {noise["translation_m"]:.3g} {unit}, '
-            f'{np.degrees(noise["rotation_rad"]):.3g} deg an axis'
+            f'  noise of its poses, part of every covariance: {noise["translation_m"]:.3g} '
+            f'{unit}, {np.degrees(noise["rotation_rad"]):.3g} deg an axis'
         )
     if d.get('verified'):
         print('  every byte is as it was written')
