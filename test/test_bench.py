@@ -32,15 +32,15 @@ from feat_ros.bench import (
     synthetic_scene,
     take_turns,
 )
-from feat_ros.bench_retrieval import (
+from feat_ros.cli import bench as command
+from feat_ros.errors import DataError
+from feat_ros.retrieval_bench import (
     ALL_WORDS,
     bench_covisible,
     bench_retrieval,
     FEWER,
     ONE_BY_ONE,
 )
-from feat_ros.cli import bench as command
-from feat_ros.errors import DataError
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import JsonDict
 

@@ -130,7 +130,7 @@ def run_pnp(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
     """Measure retrieval, by itself or on the images of a map."""
-    from feat_ros.bench_retrieval import bench_covisible, bench_retrieval
+    from feat_ros.retrieval_bench import bench_covisible, bench_retrieval
     from feat_ros.sfm_map import SfmMap
 
     if (args.map is None) != (args.images is None):
