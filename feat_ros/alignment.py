@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,14 @@ class Alignment:
     :ivar names: what was known: N names.
     :ivar residual_m: (N,) metres between what was known and the aligned map.
     :ivar is_used: (N,) False for those that were left aside as outliers.
+    :ivar noise: how well poses and positions that were used agree with the map, metric.
     """
 
     new_from_old: Sim3d
     names: list[str]
     residual_m: Float
     is_used: Mask
+    noise: PoseNoise = field(default_factory=PoseNoise)
 
     def summary(self) -> JsonDict:
         """Return figures for people and manifests; residuals of those that were used."""
@@ -150,7 +152,17 @@ def fit_poses(
             [old_from_cam[row] for row in rows], [new_from_cam[row] for row in rows]
         )
 
-    return _robust(names, old, new, fit, sample_size=2)
+    found = _robust(names, old, new, fit, sample_size=2)
+    turned = so3_log([
+        b.rotation.T @ found.new_from_old.rotation @ a.rotation
+        for a, b in zip(old_from_cam, new_from_cam, strict=True)
+    ])  # fmt: skip
+    return _with_noise(found, float(np.sqrt(np.mean(turned[found.is_used] ** 2))))
+
+
+def _with_noise(found: Alignment, rotation_rad: float) -> Alignment:
+    translation_m = float(np.sqrt(np.mean(found.residual_m[found.is_used] ** 2) / 3))
+    return replace(found, noise=PoseNoise(translation_m, rotation_rad))
 
 
 def similarity_from_poses(
@@ -206,7 +218,7 @@ def align_by_positions(sfm_map: SfmMap, new_centers: Mapping[str, Float]) -> Ali
     names = list(new_centers)
     old = np.reshape([centers[name] for name in names], (-1, 3))
     new = np.reshape([new_centers[name] for name in names], (-1, 3))
-    return fit_points(names, old, new, 'positions')
+    return _with_noise(fit_points(names, old, new, 'positions'), 0.0)
 
 
 def fit_points(names: list[str], old: Float, new: Float, what: str) -> Alignment:
@@ -456,7 +468,7 @@ def apply_alignment(
 ) -> SfmMap:
     """Rewrite a map in its new coordinates; it takes the old one's place when it is complete.
 
-    Points, covariances, poses, the measured pose noise and the model in ``sfm`` change; the map
+    Points, covariances, poses, the pose noise and the model in ``sfm`` change; the map
     gets a new id and its provenance says what was done.
 
     :param frame_id: the new frame; None leaves it.
@@ -468,12 +480,16 @@ def apply_alignment(
     path = Path(path)
     manifest, sim = SfmMap(path).manifest, alignment.new_from_old
     done = {**(note or {}), **alignment.summary(), 'new_from_old': _as_list(sim)}
-    noise = manifest.pose_noise
+    noise, added = manifest.pose_noise, alignment.noise
     changes: dict[str, Any] = {
         'frame_id': frame_id or manifest.frame_id,
         'scale': 'metric',
         'gravity': gravity or manifest.gravity,
-        'pose_noise': PoseNoise(noise.translation_m * sim.scale, noise.rotation_rad),
+        # The map is as exact as before, but now its poses speak of what it was aligned with.
+        'pose_noise': PoseNoise(
+            float(np.hypot(noise.translation_m * sim.scale, added.translation_m)),
+            float(np.hypot(noise.rotation_rad, added.rotation_rad)),
+        ),
         'measured': _scaled_figures(manifest.measured, sim.scale),
         'provenance': {
             **manifest.provenance,

@@ -62,6 +62,12 @@ _POSE_PARTS: dict[str, Callable[[Any], tuple[str, Any, Any]]] = {
 }
 POSE_TYPES = tuple(_POSE_PARTS)
 
+_VIDEO_TYPES = (
+    'foxglove_msgs/msg/CompressedVideo',
+    'ffmpeg_image_transport_msgs/msg/FFMPEGPacket',
+    'theora_image_transport/msg/Packet',
+)
+
 _KINDS = {
     IMAGE_TYPES: 'image',
     INFO_TYPES: 'camera info',
@@ -338,6 +344,8 @@ class Bag:
             f'its {kind} topics are {", ".join(fitting)}' if fitting else f'it has no {kind} topic'
         )
         found = self.topics.get(topic)
+        if found is not None and found.type in _VIDEO_TYPES:
+            way_out = f'video cannot be read, record Image or CompressedImage; {way_out}'
         problem = f'has no topic {topic!r}' if found is None else f'has {found.type} on {topic!r}'
         raise BagError(f'bag {self.path} {problem}: {way_out}')
 
@@ -636,8 +644,11 @@ def camera_from_info(info: Any, name: str) -> Camera:
     """
     matrix = np.asarray(_calibration(info, 'k'), float).reshape(-1)
     if len(matrix) != 9 or not np.any(matrix):
+        p = np.asarray(_calibration(info, 'p'), float)
+        rectified = ', and its P is of the rectified image' if np.any(p) else ''
         raise CameraError(
-            f'camera info {name} has a K of zeros: calibrate the camera (camera_calibration)'
+            f'camera info {name} has a K of zeros{rectified}: calibrate the camera '
+            '(camera_calibration), or describe it with --cameras'
         )
     fx, skew, cx, zero, fy, cy, *rest = matrix.tolist()
     if skew or zero or rest != [0, 0, 1]:

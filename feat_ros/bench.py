@@ -133,7 +133,7 @@ def missing_packages(*packages: str) -> str | None:
     return f'not installed: pip install {" ".join(absent)}' if absent else None
 
 
-def _rows(
+def table_rows(
     ms: Mapping[str, list[float]],
     missing: Mapping[str, str | None],
     extra: Mapping[str, JsonDict],
@@ -154,7 +154,7 @@ def _rows(
     return rows + [{'name': name, 'missing': why} for name, why in missing.items() if why]
 
 
-def _check(what: str, value: float, wanted: str, ok: bool) -> JsonDict:
+def check(what: str, value: float, wanted: str, ok: bool) -> JsonDict:
     return {'what': what, 'value': float(value), 'wanted': wanted, 'ok': bool(ok)}
 
 
@@ -232,14 +232,14 @@ def synthetic_scene(
     """
     rng = np.random.default_rng(seed)
     xyz = rng.uniform([-8, -3, 4], [8, 2, 14], (num_points, 3))
-    histograms = _histograms(rng, num_points)
+    shapes = histograms(rng, num_points)
     poses = [_street_pose(rng, x) for x in np.linspace(-2.25, 2.25, num_images)]
     seen = [_observe(rng, xyz, pose, keypoints // 2) for pose in poses]
     times = np.bincount(np.concatenate([ids for ids, _ in seen]), minlength=num_points)
     number = np.where(times >= 2, np.cumsum(times >= 2) - 1, -1)
     images, sums = [], np.zeros((num_points, _DIM))
     for ids, _ in seen:
-        descriptors = _views(rng, _among_strangers(rng, histograms[ids], keypoints))
+        descriptors = views(rng, _among_strangers(rng, shapes[ids], keypoints))
         sums[ids] += descriptors[: len(ids)]
         points = np.concatenate([number[ids], np.full(keypoints - len(ids), -1)])
         images.append(DatabaseImage(descriptors, points))
@@ -255,18 +255,18 @@ def synthetic_scene(
         [(number[ids][number[ids] >= 0], pixels[number[ids] >= 0]) for ids, pixels in seen],
     )
     difficulty = np.geomspace(1 / 3, 0.02, num_queries)
-    queries = [_query(rng, xyz, histograms, keypoints, share) for share in difficulty]
+    queries = [_query(rng, xyz, shapes, keypoints, share) for share in difficulty]
     return Scene(_write_map(folder, segment), images, queries)
 
 
 def _query(
-    rng: np.random.Generator, xyz: Float, histograms: Float, keypoints: int, share: float
+    rng: np.random.Generator, xyz: Float, shapes: Float, keypoints: int, share: float
 ) -> Query:
     pose = _street_pose(rng, rng.uniform(-2.5, 2.5))
     ids, pixels = _observe(rng, xyz, pose, round(keypoints * share))
     anywhere = rng.uniform(0, _CAMERA.size_wh, (keypoints - len(ids), 2))
     order = rng.permutation(keypoints)
-    descriptors = _views(rng, _among_strangers(rng, histograms[ids], keypoints))
+    descriptors = views(rng, _among_strangers(rng, shapes[ids], keypoints))
     features = Features(
         keypoints=np.concatenate([pixels, anywhere])[order].astype(np.float32),
         scores=np.ones(keypoints, np.float32),
@@ -295,7 +295,7 @@ def _observe(
     return ids, noisy.astype(np.float32)
 
 
-def _histograms(rng: np.random.Generator, count: int) -> Float:
+def histograms(rng: np.random.Generator, count: int) -> Float:
     """Histograms (count, 128) of gradients: some of the 16 cells and 8 directions stand out."""
     cells, directions = rng.gamma(3, size=(count, 16, 1)), rng.gamma(1.5, size=(count, 1, 8))
     return np.asarray(
@@ -304,10 +304,10 @@ def _histograms(rng: np.random.Generator, count: int) -> Float:
 
 
 def _among_strangers(rng: np.random.Generator, seen: Float, total: int) -> Float:
-    return np.concatenate([seen, _histograms(rng, total - len(seen))])
+    return np.concatenate([seen, histograms(rng, total - len(seen))])
 
 
-def _views(rng: np.random.Generator, histograms: Float) -> Float32:
+def views(rng: np.random.Generator, histograms: Float) -> Float32:
     """RootSIFT (N, 128) of histograms as one image sees them: most alike, some hardly."""
     blur = 0.45 * rng.gamma(2, 0.5, size=(len(histograms), 1))
     seen = histograms * np.exp(blur * rng.normal(size=histograms.shape))
@@ -380,10 +380,12 @@ def bench_localize(
         extract_ms = _extraction_ms(localizer)
     recall = {name: _recall(taken.results, queries) for name, taken in runs.items()}
     tables = {
-        stage: _rows({n: [ms[stage] for _, ms in r.results] for n, r in runs.items()}, missing, {})
+        stage: table_rows(
+            {n: [ms[stage] for _, ms in r.results] for n, r in runs.items()}, missing, {}
+        )
         for stage in ('match', 'pnp')
     }
-    tables['match and pnp'] = _rows(
+    tables['match and pnp'] = table_rows(
         {name: taken.ms for name, taken in runs.items()},
         missing,
         {name: {'cores': r.cores, 'recall_%': 100 * recall[name]} for name, r in runs.items()},
@@ -412,12 +414,12 @@ def _localize_checks(
         for stage, wanted in (('match', 5), ('match and pnp', 3)):
             times = _times_ours(tables[stage], PER_IMAGE)
             what = f'{stage}, times faster than "{PER_IMAGE}"'
-            checks.append(_check(what, times, f'at least {wanted}', times >= wanted))
+            checks.append(check(what, times, f'at least {wanted}', times >= wanted))
     for name, reached in recall.items():
         if name != OURS:
             lost = 100 * (reached - recall[OURS])
             what = f'points of recall lost to "{name}"'
-            checks.append(_check(what, lost, 'at most 1', lost <= 1))
+            checks.append(check(what, lost, 'at most 1', lost <= 1))
     return checks
 
 
@@ -512,7 +514,7 @@ def bench_match(repeat: int = 5, num_query: int = 2048, num_reference: int = 20_
         contenders[CDIST] = lambda _: _match_with_cdist(query, reference)
     contenders[BF] = lambda _: _match_with_opencv(query, reference)
     runs = take_turns(contenders, [None] * repeat)
-    rows = _rows(
+    rows = table_rows(
         {name: taken.ms for name, taken in runs.items()},
         missing,
         {n: {'cores': r.cores, 'pairs': len(r.results[-1])} for n, r in runs.items()},
@@ -521,14 +523,14 @@ def bench_match(repeat: int = 5, num_query: int = 2048, num_reference: int = 20_
     checks = []
     for name, taken in runs.items():
         differing = len(ours ^ set(map(tuple, taken.results[-1].tolist())))
-        checks.append(_check(f'pairs that "{name}" has not', differing, 'none', differing == 0))
+        checks.append(check(f'pairs that "{name}" has not', differing, 'none', differing == 0))
     if CDIST in runs:
         times = _times_ours(rows, CDIST)
-        checks.append(_check(f'times faster than "{CDIST}"', times, 'at least 2', times >= 2))
+        checks.append(check(f'times faster than "{CDIST}"', times, 'at least 2', times >= 2))
     for size in (num_reference, 10 * num_reference):
         megabytes = _peak_megabytes(*_descriptor_sets(num_query, size))
         what = f'peak memory at {num_query} x {size}, MB'
-        checks.append(_check(what, megabytes, 'under 64', megabytes < 64))
+        checks.append(check(what, megabytes, 'under 64', megabytes < 64))
     title = f'mutual nearest neighbours, {num_query} x {num_reference} x {_DIM}'
     return {'threads': threads, 'tables': {title: rows}, 'checks': checks}
 
@@ -578,12 +580,12 @@ def plot_match_curve(path: Path, curve: Mapping[str, list[float]]) -> None:
 def _descriptor_sets(num_query: int, num_reference: int) -> tuple[Float32, Float32]:
     """Descriptors of an image that sees some of a map's points, and of those points."""
     rng = np.random.default_rng(0)
-    seen = _histograms(rng, num_query // 3)
-    query = _views(rng, _among_strangers(rng, seen, num_query))
+    seen = histograms(rng, num_query // 3)
+    query = views(rng, _among_strangers(rng, seen, num_query))
     # Unseen points a part at a time, since histograms are large.
     rest = np.diff([*range(0, num_reference - len(seen), 10_000), num_reference - len(seen)])
-    parts = [_views(rng, _histograms(rng, int(count))) for count in rest]
-    reference = np.concatenate([_views(rng, seen), *parts])
+    parts = [views(rng, histograms(rng, int(count))) for count in rest]
+    reference = np.concatenate([views(rng, seen), *parts])
     return query, reference[rng.permutation(num_reference)]
 
 
@@ -641,7 +643,7 @@ def bench_pnp(
                 *(pnp_scene(rng, size, ratio) for _ in range(repeat)), strict=True
             )
             runs = take_turns({n: s for n, s in solvers.items() if not missing.get(n)}, matches)
-            tables[f'{size} matches, {100 * ratio:g} % inliers'] = _rows(
+            tables[f'{size} matches, {100 * ratio:g} % inliers'] = table_rows(
                 {name: taken.ms for name, taken in runs.items()},
                 missing,
                 {name: _pose_figures(taken.results, truths) for name, taken in runs.items()},
@@ -763,7 +765,7 @@ def bench_map_open(repeat: int = 7, num_points: int = 1_000_000) -> JsonDict:
             {OURS: lambda _: _opened('open', folder), LOAD: lambda _: _opened('load', folder)},
             [None] * repeat,
         )
-    rows = _rows(
+    rows = table_rows(
         {name: [result['ms'] for result in taken.results] for name, taken in runs.items()},
         {},
         {
@@ -776,8 +778,8 @@ def bench_map_open(repeat: int = 7, num_points: int = 1_000_000) -> JsonDict:
         'threads': same_threads(),
         'tables': {f'opening a map of {num_points} points, {on_disk:.0f} MB': rows},
         'checks': [
-            _check('milliseconds to open', ms, 'under 50', ms < 50),
-            _check('anonymous memory, MB', megabytes, 'under 20', megabytes < 20),
+            check('milliseconds to open', ms, 'under 50', ms < 50),
+            check('anonymous memory, MB', megabytes, 'under 20', megabytes < 20),
         ],
     }
 

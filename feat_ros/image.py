@@ -67,6 +67,7 @@ _LAYOUTS: dict[str, _Layout] = {
     'nv24': _Layout(1, 1, None, plane_rows=6),
 }
 _NOT_A_PICTURE = re.compile(r'(8S|16U|16S|32S|32F|64F)C\d*')
+_VIDEO = ('h264', 'h.264', 'avc', 'h265', 'h.265', 'hevc', 'vp8', 'vp9', 'av1', 'theora')
 # ITU-R BT.601, luma 16..235, chroma 16..240: (Y, Cb, Cr, 1) to RGB.
 _RGB_FROM_YCBCR = np.array(
     [
@@ -100,7 +101,7 @@ def decode_compressed(data: bytes, image_format: str, name: str) -> Image:
         absent) says what the file holds: channels in RGB order, a Bayer mosaic, 16 bits, alpha.
         16 bits are scaled as in :func:`decode_raw`; alpha is dropped.
     :param name: what the error calls it.
-    :raises ImageError: a depth image, or what :func:`decode_image` refuses.
+    :raises ImageError: a depth image, video, or what :func:`decode_image` refuses.
     """
     source, separator, how = image_format.partition(';')
     source = source.strip()
@@ -108,6 +109,11 @@ def decode_compressed(data: bytes, image_format: str, name: str) -> Image:
         raise ImageError(
             f'image {name} has format {image_format!r}, which is depth and not a picture: '
             'choose the topic of the colour or grey image'
+        )
+    if source.lower() in _VIDEO:
+        raise ImageError(
+            f'image {name} is a frame of {source} video, which cannot be decoded by itself: '
+            'record JPEG or PNG'
         )
     if not separator:
         return decode_image(data, name)

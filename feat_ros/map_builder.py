@@ -131,6 +131,12 @@ def build_map(
             'poses are wrong',
             check.summary['num_localized'], check.summary['num_images'],
         )  # fmt: skip
+    if check.wrong:
+        logger.warning(
+            'the given poses of %d images contradict those of the others, the first is %s: leave '
+            'them out with --list, or mend them',
+            len(check.wrong), check.wrong[0],
+        )  # fmt: skip
     segment = _segment(images, features, structure, descriptors)
     manifest = Manifest(
         frame_id=options.frame_id,

@@ -16,10 +16,8 @@ from feat_ros.conversions import diagnostic_status, header, Values
 from feat_ros.intake import Intake
 from feat_ros.localizer import Localizer
 from feat_ros.server import LocalizationServer
-from feat_ros.types import FrameRecord, JsonDict
+from feat_ros.types import FailureReason, FrameRecord, JsonDict
 
-# The reason under which images that cannot be decoded, or are of another size, are counted.
-BAD_IMAGE = 'BAD_IMAGE'
 # Without a fix for longer a robot is lost, and a refusal is news for so long.
 LOST_AFTER_S = 2.0
 
@@ -81,9 +79,8 @@ class Monitor:
                 self._counts['fixes'] += 1
                 sigma_m = float(np.sqrt(np.linalg.eigvalsh(record.covariance[:3, :3])[-1]))
                 self._fix = self._clock(), sigma_m
-            elif record.status == 'refused':
-                name = BAD_IMAGE if record.reason is None else record.reason.value
-                self._refusal = self._clock(), f'{name}: {record.detail}'
+            elif record.reason is not None:
+                self._refusal = self._clock(), f'{record.reason.value}: {record.detail}'
 
     def look(self, more_problems: Sequence[str] = ()) -> Health:
         """Return the state; rates are since the last call.
@@ -105,7 +102,7 @@ class Monitor:
         if not problems and (fix is None or now_s - fix[0] > LOST_AFTER_S):
             problems.append('no fix')
         reasons = Counter(intake.refused) + Counter(server.refused)
-        reasons += Counter({BAD_IMAGE: server.failed})
+        reasons += Counter({FailureReason.BAD_IMAGE.value: server.failed})
         figures: JsonDict = {
             'seconds': now_s - self._started_s,
             'num_images': intake.images,

@@ -4,13 +4,15 @@
 
 The covariance of a camera pose that follows from pixel noise alone is honest only if the map is
 exact. Poses from GPS, motion capture or a laser scan are not: the same few centimetres then come
-back in every query. They are measured by leaving images out, and added.
+back in every query. They are measured by leaving images out, and added. Neighbours in a video
+share their error, so that they are left out together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from feat_ros.triangulation import observation_information, Structure
 from feat_ros.types import Features, Progress
 
 Float = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
 
 # Quantiles of the chi-squared distribution: median of 3 degrees of freedom, 90 % of 6.
 _MEDIAN_CHI2_3 = 2.366
@@ -33,6 +36,12 @@ _P90_CHI2_6 = 10.645
 _P95_CHI2_6 = 12.592
 # An image is localized by what this many others saw that have most points in common with it.
 _NEIGHBOURS = 20
+# Poses so close in time share their error; of an image's points the others must keep a share.
+_CORRELATED_NS, _KEPT_SHARE = 10**9, 0.5
+# A smaller number in a name counts images: this is some days after 1970.
+_LEAST_STAMP_NS = 10**15
+# A pose further off than this many standard deviations is wrong, not noisy.
+_WRONG_SIGMAS = 15.0
 
 
 def fit_pose_noise(errors: Float, covariances: Float) -> PoseNoise:
@@ -40,7 +49,7 @@ def fit_pose_noise(errors: Float, covariances: Float) -> PoseNoise:
 
     One standard deviation for the three axes of the position and one for the orientation, each
     by the median, which a few failures don't move; then both grow, if they must, until nine in
-    ten errors lie within their 90 % ellipsoid.
+    ten errors, wrong ones set aside, lie within their 90 % ellipsoid.
 
     :param errors: (N, 6) as :func:`feat_ros.pose_error.pose_error` gives them.
     :param covariances: (N, 6, 6).
@@ -59,13 +68,21 @@ def fit_pose_noise(errors: Float, covariances: Float) -> PoseNoise:
     position = _smallest_root(median_excess(slice(0, 3)))
     rotation = _smallest_root(median_excess(slice(3, 6)))
 
-    def joint_excess(factor: float) -> float:
-        variance = np.repeat([position**2, rotation**2], 3) * (1 + factor) ** 2
-        squared = normalised_error_squared(errors, covariances + np.diag(variance))
-        return float(np.quantile(squared, 0.9)) - _P90_CHI2_6
+    def squared(factor: float) -> Float:
+        noise = PoseNoise(position * factor, rotation * factor)
+        return normalised_error_squared(errors, covariances + _noise_covariance(noise))
+
+    is_noise = squared(1.0) < _WRONG_SIGMAS**2
+
+    def joint_excess(growth: float) -> float:
+        return float(np.quantile(squared(1 + growth)[is_noise], 0.9)) - _P90_CHI2_6
 
     factor = 1 + _smallest_root(joint_excess)
     return PoseNoise(translation_m=position * factor, rotation_rad=rotation * factor)
+
+
+def _noise_covariance(noise: PoseNoise) -> Float:
+    return np.diag(np.repeat([noise.translation_m**2, noise.rotation_rad**2], 3))
 
 
 def _smallest_root(decreasing: Callable[[float], float]) -> float:
@@ -86,10 +103,12 @@ class LeftOutCheck:
     """Result of :func:`check_left_out`.
 
     :ivar noise: what is added to the covariance of every pose.
+    :ivar wrong: names of images whose given pose contradicts the others.
     :ivar summary: figures for the manifest; a median is None where most images failed.
     """
 
     noise: PoseNoise
+    wrong: list[str]
     summary: dict[str, Any]
 
 
@@ -103,32 +122,38 @@ def check_left_out(
 ) -> LeftOutCheck:
     """Localize images by what the others saw, and compare with the poses given for them.
 
+    Images that are named by their stamps, as those of a bag are, are left out with those that
+    were taken within a second.
+
     :param descriptors: (P, D) of the structure's points.
     :param max_images: at most so many, evenly spread over the images.
     """
     count = min(max_images, len(images))
+    stamps_ns = stamps_of_names([image.name for image in images])
     chosen = [int(number) for number in np.linspace(0, len(images) - 1, count).round()]
-    results = [
-        _localize_left_out(number, images[number], features[number], structure, descriptors)
+    results = {
+        images[number].name: _localize_left_out(
+            number, images, features, structure, descriptors, stamps_ns
+        )
         for number in progress(chosen, 'check')
-    ]
-    found = [result for result in results if result is not None]
-    errors = np.array([error for error, _ in found]).reshape(-1, 6)
-    covariances = np.array([covariance for _, covariance in found]).reshape(-1, 6, 6)
+    }
+    found = {name: result for name, result in results.items() if result is not None}
+    errors = np.array([error for error, _ in found.values()]).reshape(-1, 6)
+    covariances = np.array([covariance for _, covariance in found.values()]).reshape(-1, 6, 6)
     noise = fit_pose_noise(errors, covariances)
-    total = covariances + np.diag(np.repeat([noise.translation_m**2, noise.rotation_rad**2], 3))
-    inside = normalised_error_squared(errors, total) < _P95_CHI2_6
+    squared = normalised_error_squared(errors, covariances + _noise_covariance(noise))
     failed = np.full(len(chosen) - len(found), np.inf)
     position = np.concatenate([np.linalg.norm(errors[:, :3], axis=1), failed])
     rotation = np.concatenate([np.degrees(np.linalg.norm(errors[:, 3:], axis=1)), failed])
     return LeftOutCheck(
         noise,
+        [name for name, far in zip(found, squared > _WRONG_SIGMAS**2, strict=True) if far],
         {
             'num_images': len(chosen),
             'num_localized': len(found),
             'median_translation_error_m': _finite_median(position),
             'median_rotation_error_deg': _finite_median(rotation),
-            'share_inside_95': float(inside.mean()) if len(inside) else None,
+            'share_inside_95': float(np.mean(squared < _P95_CHI2_6)) if len(found) else None,
         },
     )
 
@@ -138,39 +163,70 @@ def _finite_median(values: Float) -> float | None:
     return median if np.isfinite(median) else None
 
 
+def stamps_of_names(names: Sequence[str]) -> Ids | None:
+    """Stamps (I,) that images of a bag are named by; None where the names are no stamps."""
+    stems = [Path(name).stem for name in names]
+    if not all(stem.isdecimal() and stem.isascii() and len(stem) <= 19 for stem in stems):
+        return None
+    stamps = np.array([int(stem) for stem in stems], np.int64)
+    return stamps if len(stamps) and stamps.min() > _LEAST_STAMP_NS else None
+
+
+def _block(number: int, structure: Structure, stamps_ns: Ids | None) -> tuple[list[int], Ids]:
+    """Return an image and those that share its error, and how many others saw each point (P,)."""
+    own, _ = structure.observed[number]
+    block, others = [number], structure.track_length.copy()
+    others[own] -= 1
+    if stamps_ns is None:
+        return block, others
+    apart = np.abs(stamps_ns - stamps_ns[number])
+    apart[number] = _CORRELATED_NS + 1
+    for image in np.argsort(apart, kind='stable')[: np.sum(apart <= _CORRELATED_NS)].tolist():
+        fewer = others.copy()
+        fewer[structure.observed[image][0]] -= 1
+        if np.sum(fewer[own] >= 2) < _KEPT_SHARE * len(own):
+            break
+        block, others = [*block, image], fewer
+    return block, others
+
+
 def _localize_left_out(
     number: int,
-    image: PosedImage,
-    own: Features,
+    images: list[PosedImage],
+    features: Sequence[Features],
     structure: Structure,
     descriptors: npt.NDArray[np.float32],
+    stamps_ns: Ids | None,
 ) -> tuple[Float, Float] | None:
-    """Error (6,) and covariance (6, 6) of an image without its own observations."""
-    points, keypoints = structure.observed[number]
-    others = structure.track_length.copy()
-    others[points] -= 1
+    """Error (6,) and covariance (6, 6) of an image without the observations of its block."""
+    image, own = images[number], features[number]
+    points, _ = structure.observed[number]
+    block, others = _block(number, structure, stamps_ns)
     shared = np.array([np.isin(seen, points).sum() for seen, _ in structure.observed])
-    shared[number] = 0
+    shared[block] = 0
     near = np.argsort(-shared, kind='stable')[:_NEIGHBOURS]
     seen = np.unique(np.concatenate([structure.observed[n][0] for n in near if shared[n]] or [[]]))
     candidates = seen[others[seen.astype(np.int64)] >= 2].astype(np.int64)
     matches, _ = mutual_nearest(own.descriptors, descriptors[candidates])
     matched = candidates[matches[:, 1]]
 
-    # Take the image's own share out of the normal equations of the points that it saw.
-    xyz, information = structure.xyz.copy(), structure.information.copy()
-    left = others[points] >= 2
-    part, slope, _ = observation_information(image, own, xyz[points[left]], keypoints[left])
-    information[points[left]] -= part / structure.noise_scale
-    step = np.linalg.solve(information[points[left]], slope[..., None])[..., 0]
-    xyz[points[left]] += step / structure.noise_scale
+    # Take the share of the block out of the normal equations of the points.
+    information, slope = structure.information.copy(), np.zeros_like(structure.xyz)
+    for left_out in block:
+        rows, keypoints = structure.observed[left_out]
+        part, own_slope, _ = observation_information(
+            images[left_out], features[left_out], structure.xyz[rows], keypoints
+        )
+        information[rows] -= part / structure.noise_scale
+        slope[rows] += own_slope / structure.noise_scale
+    step = np.linalg.solve(information[matched], slope[matched, :, None])[..., 0]
 
     options = LocalizerConfig()
     solution = solve_pnp(
         Observations(
             image.camera,
             own.keypoints[matches[:, 0]].astype(float),
-            xyz[matched],
+            structure.xyz[matched] + step,
             own.pixel_sigma[matches[:, 0]].astype(float),
             np.linalg.inv(information[matched]),
         ),

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -36,10 +38,11 @@ from feat_ros.image import Image
 from feat_ros.localizer import Localizer
 from feat_ros.pose_error import pose_error
 from feat_ros.report import ExampleFrame, write_report
-from feat_ros.server import Frame, LocalizationServer, ServerConfig
+from feat_ros.server import bad_image, Frame, LocalizationServer, ServerConfig
 from feat_ros.sfm_map import partial_path, publish, write_text, writing
 from feat_ros.trajectory import Trajectory
 from feat_ros.types import (
+    FailureReason,
     FrameRecord,
     JsonDict,
     LocalizationResult,
@@ -53,6 +56,10 @@ _LOG = logging.getLogger(__name__)
 FORMAT = 'feat_ros replay 1'
 # Poses of a topic further apart than this are not interpolated between.
 _MAX_GAP_NS = 250_000_000
+# In real time the clock of a recording may not jump further than this, seconds.
+_LONGEST_WAIT_S = 5.0
+# When none of so many images at the start can be used, the rest is not tried.
+_GIVE_UP_AFTER = 10
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,10 @@ class ReplaySource(Config):
     """What of a bag is replayed; seconds count from the stamp of the topic's first image."""
 
     image_topic: str = option('', 'Image or CompressedImage')
-    info_topic: str = option('', 'CameraInfo; its first message is used')
+    info_topic: str | None = option(None, 'CameraInfo; its first message is used')
+    camera: str | None = option(
+        None, 'MODEL width height params... as COLMAP has them, for a bag without CameraInfo'
+    )
     ground_truth_topic: str | None = option(None, 'poses to compare with')
     ground_truth_frame: str | None = option(
         None,
@@ -113,7 +123,9 @@ def replay(
     :param overwrite: replace earlier results of that name.
     :param provenance: is added to the manifest.
     :raises DataError: the folder exists, or nothing is selected.
-    :raises BagError, TransformError, ImageError: the bag does not hold what is asked of it.
+    :raises CameraError: the camera cannot be used.
+    :raises BagError, TransformError: the bag does not hold what is asked of it.
+    :raises ImageError: none of its images can be used; a few that cannot are records.
     :raises MapError: the map is damaged, or the results cannot be written.
     """
     out = Path(out)
@@ -121,12 +133,13 @@ def replay(
     observed = _Observed(localizer)
     server = LocalizationServer(observed, server_config)
     with _unfinished(out) as partial:
-        with Bag(bag_path) as bag:
+        with Bag(bag_path) as bag, TemporaryFile('w+', encoding='utf-8', dir=partial) as spool:
             recording = _Recording(bag, source, localizer.map.manifest.frame_id)
-            log = _Log(recording, observed)
+            log = _Log(recording, observed, spool, partial)
             run = _run_in_real_time if realtime else _run_all
             run(recording.images(progress or (lambda items, _: items)), recording, server, log)
-        summary = summarise_records(log.records, truth_sigma_m, truth_sigma_deg)
+            records = log.records()
+        summary = summarise_records(records, truth_sigma_m, truth_sigma_deg)
         snapshot = server.snapshot()
         summary |= {'resets': snapshot.resets, 'reseats': snapshot.reseats}
         manifest = {
@@ -141,12 +154,12 @@ def replay(
             'realtime': realtime,
             'provenance': provenance or {},
         }
-        write_text(partial / 'trajectory.tum', _trajectory(log.records).to_tum())
-        write_text(partial / 'frames.csv', format_records(log.records))
+        write_text(partial / 'trajectory.tum', _trajectory(records).to_tum())
+        write_text(partial / 'frames.csv', format_records(records))
         write_text(partial / 'summary.json', json.dumps(summary, indent=1) + '\n')
         title = f'{Path(bag_path).name} in {localizer.map.path.name}'
         examples = [example.show(localizer, recording.camera) for example in log.examples()]
-        write_report(partial / 'report.html', title, localizer.map, log.records, summary, examples)
+        write_report(partial / 'report.html', title, localizer.map, records, summary, examples)
         write_text(partial / 'manifest.json', json.dumps(manifest, indent=1) + '\n')
         publish(partial, out)
     return summary
@@ -181,7 +194,10 @@ class _Recording:
 
     def __init__(self, bag: Bag, source: ReplaySource, map_frame: str) -> None:
         self.source = source
-        self.camera, _ = bag.camera_info(source.info_topic)
+        if source.camera is None:
+            self.camera, _ = bag.camera_info(source.info_topic or '')
+        else:
+            self.camera = Camera.from_words(source.camera.split())
         self._bag = bag
         self._odometry = _poses(bag, source.odometry_topic)
         self._truth = _poses(bag, source.ground_truth_topic)
@@ -216,7 +232,7 @@ class _Recording:
             )
 
     def frame(self, image: StampedImage) -> Frame:
-        """Decode an image and look up what was known of the robot then."""
+        """Look up what was known of the robot when an image was taken."""
         base_frame = self._base_frame(image)
         odom_from_base = None
         if self._odometry is not None:
@@ -227,7 +243,7 @@ class _Recording:
             odom_from_base = odom_from_child and odom_from_child @ child_from_base
         return Frame(
             image.stamp_ns,
-            image.decode(),
+            image.decode,
             self.camera,
             None
             if base_frame == image.frame_id
@@ -297,24 +313,40 @@ class _Observed:
 
 
 class _Log:
-    """The records of a run with their ground truth, and the frames worth looking at."""
+    """The records of a run with their ground truth, and the frames worth looking at.
 
-    def __init__(self, recording: _Recording, observed: _Observed) -> None:
+    Records wait in a file, so that a run of hours takes no more memory than one of minutes.
+    """
+
+    def __init__(
+        self, recording: _Recording, observed: _Observed, spool: TextIO, folder: Path
+    ) -> None:
         self._recording, self._observed = recording, observed
+        self._spool, self._folder = spool, folder
         self._truth: dict[int, Rigid3d | None] = {}
         self._examples: dict[str, tuple[float, _Attempt]] = {}
-        self.records: list[FrameRecord] = []
+        self._lock = threading.Lock()
+        self._num_tried = self._num_unusable = 0
+        self._first_problem = ''
 
     def expect(self, image: StampedImage) -> None:
         """Look up the truth of an image before the server gets it."""
         self._truth[image.stamp_ns] = self._recording.truth(image)
 
     def take(self, record: FrameRecord) -> None:
-        """Add what the server said of an image."""
+        """Add what became of an image; from any thread."""
         record = replace(record, truth=self._truth.pop(record.stamp_ns))
-        self.records.append(record)
-        if record.status == 'dropped' or self._observed.last is None:
-            return
+        with self._lock:
+            with writing(self._folder):
+                self._spool.write(_to_line(record))
+            if record.status == 'dropped':
+                return
+            self._num_tried += 1
+            if record.reason is FailureReason.BAD_IMAGE:
+                self._num_unusable += 1
+                self._first_problem = self._first_problem or record.detail
+                return
+        assert self._observed.last is not None, 'a frame that was tried was observed'
         attempt = _Attempt(record, *self._observed.last)
         kind = record.reason.value if record.reason else record.status
         # The first of a kind, and of those localized also the worst.
@@ -323,10 +355,54 @@ class _Log:
         if record.status == 'localized' and badness >= self._examples.get('worst', (badness,))[0]:
             self._examples['worst'] = badness, attempt
 
+    def check_usable(self, enough: int) -> None:
+        """Give up when of so many images none could be used.
+
+        :raises ImageError: says what is wrong with the first.
+        """
+        if self._num_unusable >= enough and self._num_unusable == self._num_tried:
+            raise ImageError(self._first_problem)
+
+    def records(self) -> list[FrameRecord]:
+        """Return all records in order of time.
+
+        :raises ImageError: no image could be used.
+        """
+        self.check_usable(1)
+        if self._num_unusable:
+            _LOG.warning(
+                '%d of %d images could not be used, the first: %s',
+                self._num_unusable, self._num_tried, self._first_problem,
+            )  # fmt: skip
+        self._spool.seek(0)
+        return sorted(map(_from_line, self._spool), key=lambda record: record.stamp_ns)
+
     def examples(self) -> list[_Attempt]:
         """Return the frames for the report in order of time, each once."""
         chosen = {attempt.record.stamp_ns: attempt for _, attempt in self._examples.values()}
         return [chosen[stamp_ns] for stamp_ns in sorted(chosen)]
+
+
+def _to_line(record: FrameRecord) -> str:
+    """Return a record as a line of JSON, every digit kept."""
+    poses = {
+        name: None if pose is None else [pose.rotation.tolist(), pose.translation.tolist()]
+        for name, pose in (('map_from_base', record.map_from_base), ('truth', record.truth))
+    }
+    covariance = None if record.covariance is None else record.covariance.tolist()
+    return json.dumps({**vars(record), **poses, 'covariance': covariance}) + '\n'
+
+
+def _from_line(line: str) -> FrameRecord:
+    values = json.loads(line)
+    for name in ('map_from_base', 'truth'):
+        if values[name] is not None:
+            values[name] = Rigid3d(*map(np.array, values[name]))
+    if values['covariance'] is not None:
+        values['covariance'] = np.array(values['covariance'])
+    if values['reason'] is not None:
+        values['reason'] = FailureReason(values['reason'])
+    return FrameRecord(**values)
 
 
 def _badness(record: FrameRecord) -> float:
@@ -340,30 +416,32 @@ def _run_all(
 ) -> None:
     for image in images:
         log.expect(image)
-        log.take(server.process(recording.frame(image)))
+        try:
+            record = server.process(recording.frame(image))
+        except ImageError as error:
+            record = bad_image(image.stamp_ns, error)
+        log.take(record)
+        log.check_usable(_GIVE_UP_AFTER)
 
 
 def _run_in_real_time(
     images: Iterator[StampedImage], recording: _Recording, server: LocalizationServer, log: _Log
 ) -> None:
-    """Hand every frame over when its time has come.
-
-    :raises ImageError: an image is not of the camera's size.
-    """
+    """Hand every frame over when its time has come; a longer gap than some seconds is cut."""
     server.start(log.take)
     try:
-        start_s = None
+        start_s, last_s = 0.0, -np.inf
         for image in images:
             stamp_s = image.stamp_ns / 1e9
-            start_s = start_s or time.monotonic() - stamp_s
+            if stamp_s > last_s + _LONGEST_WAIT_S:
+                start_s = time.monotonic() - stamp_s
+            last_s = stamp_s
             time.sleep(max(0.0, start_s + stamp_s - time.monotonic()))
             log.expect(image)
             server.submit(recording.frame(image))
+            log.check_usable(_GIVE_UP_AFTER)
     finally:
         server.stop()
-    snapshot = server.snapshot()
-    if snapshot.failed:
-        raise ImageError(snapshot.last_problem)
 
 
 def summarise_records(

@@ -57,6 +57,7 @@ _GROUPS = (
     (0.0, StabilityGroup.DYNAMIC, 'passing'),
 )
 _REASONS = {
+    FailureReason.BAD_IMAGE: 'the image cannot be decoded or has another size',
     FailureReason.NO_FEATURES: 'the image shows too little',
     FailureReason.NO_CANDIDATES: 'no image of the map looks like it',
     FailureReason.TOO_FEW_MATCHES: 'hardly any keypoint was found in the map',

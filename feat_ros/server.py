@@ -50,10 +50,10 @@ class ServerConfig(Config):
     """Options of :class:`LocalizationServer`."""
 
     prior_radius_m: float = option(
-        0.5, 'least radius around the predicted position that is searched first', minimum=0.0
+        0.3, 'least radius around the predicted position that is searched first', minimum=0.0
     )
     prior_angle_deg: float = option(
-        10.0, 'least angle around the predicted orientation', minimum=0.0, maximum=180.0
+        5.0, 'least angle around the predicted orientation', minimum=0.0, maximum=180.0
     )
     max_prior_radius_m: float = option(
         5.0, 'with a larger radius the whole map is searched; 0: always', minimum=0.0
@@ -356,7 +356,7 @@ class LocalizationServer:
             return self._process(frame, ms)
         except FeatRosError as error:
             _LOG.debug('frame at %d ns: %s', frame.stamp_ns, error)
-            return FrameRecord(frame.stamp_ns, 'refused', detail=str(error), ms=ms)
+            return bad_image(frame.stamp_ns, error, ms)
 
     def _process(self, frame: Frame, ms: dict[str, float]) -> FrameRecord:
         with self._changed:
@@ -492,6 +492,15 @@ class LocalizationServer:
         self._counts['resets'] += 1
         self._epoch += 1
         self._way = self._fix = self._hint = self._map_from_odom = None
+
+
+def bad_image(
+    stamp_ns: int, error: FeatRosError, ms: dict[str, float] | None = None
+) -> FrameRecord:
+    """Return the record of a frame whose image could not be used."""
+    return FrameRecord(
+        stamp_ns, 'refused', FailureReason.BAD_IMAGE, detail=str(error), ms=ms or {}
+    )
 
 
 def _fix_of_base(frame: Frame, at: _Waypoint, estimate: PoseEstimate) -> _Fix:

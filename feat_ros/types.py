@@ -60,6 +60,7 @@ class Features:
 class FailureReason(str, Enum):
     """Why a frame was not localized; the names are published in diagnostics and reports."""
 
+    BAD_IMAGE = 'BAD_IMAGE'
     NO_FEATURES = 'NO_FEATURES'
     NO_CANDIDATES = 'NO_CANDIDATES'
     TOO_FEW_MATCHES = 'TOO_FEW_MATCHES'

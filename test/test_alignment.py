@@ -100,6 +100,8 @@ def test_a_third_may_be_wrong(what: str) -> None:
     names = [str(number) for number in range(30)]
     if what == 'poses':
         alignment = fit_poses(names, old, new)
+        assert alignment.noise.translation_m == pytest.approx(0.002, rel=0.3)
+        assert alignment.noise.rotation_rad == pytest.approx(0.002, rel=0.3)
     else:
         before, after = (np.array([pose.translation for pose in poses]) for poses in (old, new))
         alignment = fit_points(names, before, after, 'points')
@@ -153,10 +155,29 @@ def test_poses_bring_the_map_back(scaled_map: SfmMap, room_map: SfmMap, scene: S
         np.testing.assert_allclose(found.translation, pose.translation, atol=1e-5)
     noise = back.manifest.pose_noise
     assert noise.translation_m == pytest.approx(room_map.manifest.pose_noise.translation_m)
-    assert noise.rotation_rad == room_map.manifest.pose_noise.rotation_rad
+    assert noise.rotation_rad == pytest.approx(room_map.manifest.pose_noise.rotation_rad)
     assert (back.manifest.frame_id, back.manifest.gravity) == ('hall', 'known')
     assert len(back.manifest.provenance['alignments']) == 2
     back.verify()
+
+
+def test_what_the_map_was_aligned_with_has_noise_too(scaled_map: SfmMap, scene: Scene) -> None:
+    """The covariance speaks of the known poses from then on."""
+    rng = np.random.default_rng(8)
+    known = {
+        name: noisy(pose.inverse(), rng, 0.05, 0.01).inverse()
+        for name, pose in true_poses(scene).items()
+    }
+    alignment = align_by_poses(scaled_map, known)
+    before = scaled_map.manifest.pose_noise
+    after = apply_alignment(scaled_map.path, alignment).manifest.pose_noise
+    assert alignment.noise.translation_m == pytest.approx(0.05, rel=0.5)
+    assert alignment.noise.rotation_rad == pytest.approx(0.01, rel=0.5)
+    old_m = before.translation_m * alignment.new_from_old.scale
+    assert after.translation_m == pytest.approx(np.hypot(old_m, alignment.noise.translation_m))
+    assert after.rotation_rad == pytest.approx(
+        np.hypot(before.rotation_rad, alignment.noise.rotation_rad)
+    )
 
 
 def test_an_aligned_map_localizes_in_the_new_frame(

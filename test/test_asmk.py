@@ -17,6 +17,7 @@ import pytest
 from feat_ros.errors import ConfigError, MapError
 from feat_ros.retrieval import asmk
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, default_num_words, train_codebook
+from feat_ros.retrieval.words import nearest_words, VisualWords
 from feat_ros.types import Float32
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
@@ -203,9 +204,71 @@ def test_assignment_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     rng = np.random.default_rng(3)
     codebook, rows = small_integers(rng, 11, 8), small_integers(rng, 23, 8)
     wanted = [nearest(x, codebook.tolist(), 4) for x in rows.tolist()]
-    assert asmk._nearest_words(rows, codebook, 4).tolist() == wanted
-    monkeypatch.setattr(asmk, '_DISTANCES_AT_ONCE', 50)
-    assert asmk._nearest_words(rows, codebook, 4).tolist() == wanted
+    assert nearest_words(rows, codebook, 4).tolist() == wanted
+    monkeypatch.setattr('feat_ros.retrieval.words._DISTANCES_AT_ONCE', 50)
+    assert nearest_words(rows, codebook, 4).tolist() == wanted
+
+
+def many_words(rng: np.random.Generator) -> tuple[Float32, Float32]:
+    """More words than are compared one by one, in clusters, and descriptors beside them."""
+    centres = rng.normal(size=(60, 16))
+    codebook, rows = (
+        (centres[rng.integers(60, size=n)] + 0.3 * rng.normal(size=(n, 16))).astype(np.float32)
+        for n in (4200, 400)
+    )
+    return codebook, rows
+
+
+def test_many_words_are_searched_in_parts() -> None:
+    codebook, rows = many_words(np.random.default_rng(4))
+    divided = VisualWords.divide(codebook)
+    assert len(divided.part_centers) == len(divided.part_starts) - 1 == 65
+    order = nearest_words(divided.words, codebook, 1)[:, 0]
+    assert sorted(order.tolist()) == list(range(4200))
+    exact = nearest_words(rows, divided.words, 5)
+    assert np.array_equal(divided.nearest(rows, 5, 65), exact)
+    found = divided.nearest(rows, 5, 8)
+    assert np.mean(found[:, 0] == exact[:, 0]) >= 0.97
+    distance = np.linalg.norm(rows[:, None] - divided.words[found], axis=2)
+    assert np.all(np.diff(distance, axis=1) >= -1e-6)
+    assert all(len(set(row)) == 5 for row in found.tolist())
+    # As many parts as words asked for are looked through, since a part may have one word only.
+    assert divided.nearest(rows, 12, 1).shape == (400, 12)
+    assert divided.nearest(rows[:0], 5, 8).shape == (0, 5)
+
+
+def test_few_words_stay_as_they_are() -> None:
+    codebook = many_words(np.random.default_rng(4))[0][:4096]
+    divided = VisualWords.divide(codebook)
+    assert divided.words is codebook
+    assert divided.part_starts.tolist() == [0, 4096]
+
+
+def test_an_index_of_many_words_finds_what_all_distances_find() -> None:
+    rng = np.random.default_rng(5)
+    codebook, rows = many_words(rng)
+    images = [rows[rng.permutation(400)[:60]] for _ in range(12)]
+    index = AsmkIndex.build(codebook, images, AsmkConfig(probed_parts=99))
+    query = aggregated_fast(images[3], index.codebook, 5)
+    wanted = [
+        similarity(query, aggregated_fast(image, index.codebook, 1), 3.0, 0.0) for image in images
+    ]
+    ids, scores = index.search(images[3], 12)
+    np.testing.assert_allclose(scores, [wanted[i] for i in ids], rtol=1e-12)
+    assert ids[0] == 3
+    assert AsmkIndex.build(codebook, images).search(images[3], 3)[0][0] == 3
+
+
+def aggregated_fast(image: Float32, codebook: Float32, assignments: int) -> Words:
+    """As :func:`aggregated`, for many words."""
+    near = nearest_words(image, codebook, assignments)
+    return {
+        int(c): [
+            1 if value > 0 else -1
+            for value in (image[(near == c).any(axis=1)] - codebook[c]).sum(axis=0)
+        ]
+        for c in np.unique(near)
+    }
 
 
 # ---------------------------------------------------------------- the codebook
@@ -310,6 +373,10 @@ def test_building_repeats() -> None:
         ('word_starts', lambda a: a[:-1], 'array word_starts is int64'),
         ('word_starts', lambda a: a + 1, 'word_starts does not divide'),
         ('word_starts', lambda a: np.r_[a[0], a[-2:0:-1], a[-1]], 'word_starts does not divide'),
+        ('part_starts', lambda a: a[:0], 'array part_starts is'),
+        ('part_starts', lambda a: a + 1, 'part_starts does not divide 12 entries'),
+        ('part_starts', lambda a: a.astype(np.int32), 'array part_starts is int32'),
+        ('part_centers', lambda a: a[:, :8], 'array part_centers is float32'),
         ('words_per_image', lambda a: a[:, None], 'array words_per_image is int32'),
         ('codebook', lambda a: a.astype(float), 'array codebook is float64'),
         ('codebook', lambda a: a[:0], r'codebook is float32 \(0, 16\)'),

@@ -107,6 +107,7 @@ def info_values(**changes: Any) -> dict[str, Any]:
         'distortion_model': 'plumb_bob',
         'd': [0.1, -0.2, 0.001, 0.002, 0.0],
         'k': [500.0, 0, 320, 0, 510, 240, 0, 0, 1],
+        'p': [0.0] * 12,
     }
     return values | changes
 
@@ -420,6 +421,21 @@ def test_a_bag_without_the_kind_says_so(tmp_path: Path) -> None:
         list(bag.images('/image'))
 
 
+def test_video_is_named(tmp_path: Path) -> None:
+    writer = Writer2(tmp_path / 'bag', version=9, storage_plugin=StoragePlugin.MCAP)
+    with writer:
+        name = 'foxglove_msgs/msg/CompressedVideo'
+        video = writer.add_connection('/video', name, msgdef='byte[] data\n', rihs01='x')
+        writer.write(video, START, bytes(8))
+    with (
+        Bag(tmp_path / 'bag') as bag,
+        pytest.raises(
+            BagError, match=r"CompressedVideo on '/video': video cannot be read, record"
+        ),
+    ):
+        list(bag.images('/video'))
+
+
 def test_pose_topics_that_cannot_be_used(tmp_path: Path) -> None:
     def poses_of(*values: dict[str, Any]) -> Any:
         messages = one_topic('nav_msgs/msg/Odometry', list(values))
@@ -671,6 +687,10 @@ def test_ros1_names_are_read_too() -> None:
     ('changes', 'message'),
     [
         ({'k': [0.0] * 9}, 'camera info /info has a K of zeros: calibrate the camera'),
+        (
+            {'k': [0.0] * 9, 'p': [500.0, 0, 320, 0, 0, 510, 240, 0, 0, 0, 1, 0]},
+            'has a K of zeros, and its P is of the rectified image: calibrate',
+        ),
         ({'k': [500.0, 1, 320, 0, 510, 240, 0, 0, 1]}, 'only focal lengths, centre and a last 1'),
         ({'k': [500.0, 0, 320, 0, 510, 240, 0, 0, 2]}, 'only focal lengths, centre and a last 1'),
         ({'k': [-5.0, 0, 320, 0, 510, 240, 0, 0, 1]}, '/info cannot be used: focal length fx'),

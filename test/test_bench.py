@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import random_segment, Scene, write_map
 
 from feat_ros import bench
 from feat_ros.bench import (
@@ -33,6 +34,14 @@ from feat_ros.bench import (
 )
 from feat_ros.cli import bench as command
 from feat_ros.errors import DataError
+from feat_ros.retrieval_bench import (
+    ALL_WORDS,
+    bench_covisible,
+    bench_retrieval,
+    FEWER,
+    ONE_BY_ONE,
+)
+from feat_ros.sfm_map import SfmMap
 from feat_ros.types import JsonDict
 
 
@@ -157,6 +166,32 @@ def test_the_curve_is_drawn(tmp_path: Path) -> None:
         plot_match_curve(tmp_path / 'nowhere' / 'curve.png', curve)
 
 
+def test_retrieval_finds_what_the_equations_say() -> None:
+    report = bench_retrieval(repeat=2, num_words=5000, num_images=40, words_per_image=30)
+    assignment, narrow, wide = report['tables'].values()
+    recall = {row['name']: row['recall@1'] for row in assignment}
+    assert recall[ALL_WORDS] == 1.0
+    assert recall[OURS] > recall[FEWER] > 0.7
+    assert {row['name'] for row in narrow} == {OURS, ONE_BY_ONE} == {row['name'] for row in wide}
+    assert report['checks'][-1]['ok'] and report['checks'][-1]['value'] <= 1e-12
+
+
+def test_images_of_a_map_find_others_that_see_the_same(
+    scene: Scene, room_map: SfmMap, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = _parse('retrieval', '--map', str(room_map.path), '--images', str(scene.folder))
+    figures = args.run(args)
+    assert figures['num_queries'] == figures['num_images'] == 10
+    assert figures['share_first'] >= 0.9
+    assert figures['share_first_10'] == 1.0
+    assert 'among the first ten for 100.0 %' in capsys.readouterr().out
+    write_map(tmp_path / 'none', [random_segment(0, num_images=2)])
+    with pytest.raises(DataError, match='has no retrieval index'):
+        bench_covisible(SfmMap(tmp_path / 'none'), scene.folder, lambda items, _: items)
+    with pytest.raises(DataError, match='give --map and --images together'):
+        command.run_retrieval(_parse('retrieval', '--map', 'x'))
+
+
 def test_a_missing_package_is_a_line_of_the_table() -> None:
     why = missing_packages('numpy', 'no_such_package')
     assert why == 'not installed: pip install no_such_package'
@@ -165,7 +200,7 @@ def test_a_missing_package_is_a_line_of_the_table() -> None:
         'threads': {'cores': 2},
         'tables': {'speed': [{'name': OURS, 'median_ms': 12.5}, {'name': 'x', 'missing': why}]},
         'notes': ['a note'],
-        'checks': [bench._check('times', 2.5, 'at least 3', False)],
+        'checks': [bench.check('times', 2.5, 'at least 3', False)],
     }
     assert format_report(report).splitlines() == [
         'threads: cores 2',
@@ -197,7 +232,7 @@ def test_the_command_shows_what_it_returns(
 
 
 def test_commands_and_their_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for name in ('localize', 'match', 'pnp', 'map-open'):
+    for name in ('localize', 'match', 'pnp', 'retrieval', 'map-open'):
         assert _parse(name).run is getattr(command, f'run_{name.replace("-", "_")}')
     with pytest.raises(SystemExit):
         _parse('match', '--repeat', '0')

@@ -15,14 +15,14 @@ from test_bags import header, image_values, pose_values, transform_values
 from test_replay import CAM_FROM_BASE, info_message
 
 from feat_ros.conversions import check_metric, diagnostic_status, pose_with_covariance, transform
-from feat_ros.errors import MapError
+from feat_ros.errors import ImageError, MapError
 from feat_ros.extractors import create_extractor
 from feat_ros.geometry import Rigid3d, so3_exp
 from feat_ros.image import decode_image, Image
 from feat_ros.intake import Intake, IntakeConfig
 from feat_ros.localizer import Localizer
 from feat_ros.monitor import Monitor
-from feat_ros.server import Frame, LocalizationServer
+from feat_ros.server import bad_image, Frame, LocalizationServer
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import FailureReason, FrameRecord
 
@@ -301,7 +301,7 @@ def test_the_state_of_a_run(localizer: Localizer) -> None:
     assert health.image_hz == 0.0 and health.fix_hz == pytest.approx(0.4)
     assert not health.is_lost and health.problems == ('no image for 3.0 s',)
     assert 'last fix 2.0 s ago +- 20 cm' in health.line() and '| no image for 3' in health.line()
-    monitor.record(FrameRecord(START, 'refused', detail='image is too small'))
+    monitor.record(bad_image(START, ImageError('image is too small')))
     assert 'BAD_IMAGE: image is too small' in monitor.look().problems
     monitor.record(FrameRecord(START, 'refused', FailureReason.PNP_FAILED, 'as it is'))
     health = monitor.look()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from feat_ros.matching import mutual_nearest
 from feat_ros.pnp import Observations, PnpConfig, solve_pnp
 from feat_ros.pose_error import normalised_error_squared, pose_error
 from feat_ros.pose_noise import (
+    _block,
     _localize_left_out,
     check_left_out,
     fit_pose_noise,
     LeftOutCheck,
+    stamps_of_names,
 )
 from feat_ros.sfm_map import PoseNoise
 from feat_ros.triangulation import Structure, triangulate, TriangulationConfig
@@ -46,6 +49,8 @@ def draw(rng: np.random.Generator, covariances: Float) -> Float:
 
 
 SCALE = np.repeat([0.01, 0.002], 3)
+# Of thirty images, four a second.
+STAMPS_NS = np.arange(30) * 250_000_000
 
 
 @pytest.mark.parametrize('noise', [(0.03, 0.004), (0.05, 0.0), (0.0, 0.01), (3e-3, 3e-2)])
@@ -63,6 +68,18 @@ def test_no_noise_where_the_covariance_explains_all() -> None:
     covariances = random_covariances(rng, 500, SCALE)
     assert fit_pose_noise(0.8 * draw(rng, covariances), covariances) == PoseNoise()
     assert fit_pose_noise(np.zeros((500, 6)), covariances) == PoseNoise()
+
+
+def test_wrong_poses_are_not_noise() -> None:
+    """Two of thirteen, as a receiver without a fix gives them."""
+    rng = np.random.default_rng(6)
+    covariances = random_covariances(rng, 13, SCALE)
+    added = np.diag(np.repeat(np.square([0.03, 0.004]), 3))
+    errors = draw(rng, covariances + added)
+    errors[:2] += 1.0
+    found = fit_pose_noise(errors, covariances)
+    assert 0.02 < found.translation_m < 0.06
+    assert 0.0025 < found.rotation_rad < 0.008
 
 
 def test_no_errors_have_no_noise() -> None:
@@ -196,19 +213,42 @@ def test_the_jitter_of_poses_is_found(tmp_path: Path, jitter: tuple[float, float
     assert result.summary['share_inside_95'] >= 0.85
 
 
+def test_images_are_left_out_with_those_taken_within_a_second() -> None:
+    """Of points that two others or more saw: five images, each of which saw all points."""
+    everything = np.arange(10), np.arange(10)
+    structure = Structure(np.zeros((10, 3)), np.zeros((10, 3, 3)), [everything] * 5, 1.0)
+    stamps_ns = np.array([0.0, 0.9, 1.0, 2.0, 9.0]) * 1e9
+    assert _block(1, structure, None)[0] == [1]
+    for number, expected in ((0, [0, 1, 2]), (1, [1, 2, 0]), (2, [2, 1, 0]), (4, [4])):
+        block, others = _block(number, structure, stamps_ns.astype(np.int64))
+        assert block == expected
+        assert set(others.tolist()) == {5 - len(block)}
+    # With a third one left out, half of the points would be lost.
+    few = Structure(structure.xyz, structure.information, [everything] * 4, 1.0)
+    assert _block(1, few, stamps_ns[:4].astype(np.int64))[0] == [1, 2]
+
+
+def test_stamps_are_told_from_counters() -> None:
+    bag = ['1305031229696826935.jpg', '1305031229796826935.png']
+    stamps_ns = stamps_of_names(bag)
+    assert stamps_ns is not None
+    assert stamps_ns.tolist() == [1305031229696826935, 1305031229796826935]
+    for names in (['000002.png', '000004.png'], [*bag, 'a.jpg'], [*bag, '7.jpg'], [], ['9' * 40]):
+        assert stamps_of_names(names) is None
+
+
 @needs_pycolmap
-def test_leaving_an_image_out_is_as_if_it_had_never_been(tmp_path: Path) -> None:
-    """Its share is taken out of the points; the slow way is to triangulate without it."""
+def test_leaving_images_out_is_as_if_they_had_never_been(tmp_path: Path) -> None:
+    """Their share is taken out of the points; the slow way is to triangulate without them."""
     images, features, matches = simulate(3, 0.0, 0.0)
     structure = triangulate(tmp_path, images, features, matches, TriangulationConfig())
     descriptors = structure.mean_over_track(features, 'descriptors').astype(np.float32)
-    for left_out in (6, 12, 24):
-        found = _localize_left_out(
-            left_out, images[left_out], features[left_out], structure, descriptors
-        )
+    for left_out, stamps_ns in ((6, None), (12, None), (24, STAMPS_NS)):
+        found = _localize_left_out(left_out, images, features, structure, descriptors, stamps_ns)
         assert found is not None
         error, covariance = found
-        kept = {pair: rows for pair, rows in matches.items() if left_out not in pair}
+        block, _ = _block(left_out, structure, stamps_ns)
+        kept = {pair: rows for pair, rows in matches.items() if not set(block) & set(pair)}
         others = triangulate(tmp_path, images, features, kept, TriangulationConfig())
         described = others.mean_over_track(features, 'descriptors').astype(np.float32)
         own = features[left_out]
@@ -228,6 +268,19 @@ def test_leaving_an_image_out_is_as_if_it_had_never_been(tmp_path: Path) -> None
         slow_error = pose_error(slow.cam_from_map, images[left_out].cam_from_map)
         assert_allclose(error / sigma, slow_error / sigma, atol=0.3)
         assert_allclose(np.sqrt(np.diag(covariance)) / sigma, 1, atol=0.02)
+
+
+@needs_pycolmap
+def test_a_pose_that_contradicts_the_others_is_named(tmp_path: Path) -> None:
+    images, features, matches = simulate(6, 0.002, 0.0005)
+    inverse = images[12].cam_from_map.inverse()
+    off = Rigid3d(inverse.rotation, inverse.translation + np.array([0.3, -0.2, 0.4])).inverse()
+    images[12] = replace(images[12], cam_from_map=off)
+    structure = triangulate(tmp_path, images, features, matches, TriangulationConfig())
+    descriptors = structure.mean_over_track(features, 'descriptors').astype(np.float32)
+    result = check_left_out(images, features, structure, descriptors, 30, lambda items, _: items)
+    assert result.wrong == ['12.png']
+    assert result.noise.translation_m < 0.02
 
 
 @needs_pycolmap

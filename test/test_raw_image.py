@@ -316,6 +316,8 @@ def test_compressed_alpha_is_dropped_only_where_it_is_announced() -> None:
         ('32FC1; compressedDepth rvl', 'which is depth'),
         ('16UC1; png compressed ', 'which is depth'),
         ('png', 'image cam is uint16: convert it to 8 bits'),
+        ('h264', 'is a frame of h264 video, which cannot be decoded by itself: record JPEG'),
+        ('HEVC', 'is a frame of HEVC video'),
     ],
 )
 def test_compressed_depth_is_refused(image_format: str, message: str) -> None:

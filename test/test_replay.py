@@ -293,6 +293,51 @@ def test_wrong_calibration(
     assert [path.name for path in tmp_path.iterdir()] == ['bag']
 
 
+@pytest.mark.parametrize('realtime', [False, True])
+def test_an_image_that_cannot_be_used_is_a_record(
+    scene: Scene,
+    localizer: Localizer,
+    tmp_path: Path,
+    realtime: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One of another size and one whose data end too early, between two good ones."""
+    poses = walk(9, 0.5)[:2]
+    images = [scene.room.shoot(CAMERA, pose) for pose in poses]
+    wrong = image_values(START + STEP // 4, images[0][:-2])
+    cut = image_values(START + STEP // 2, images[0])
+    cut['data'] = cut['data'][:-1]
+    extra: list[Message] = [
+        (IMAGES, TYPES[IMAGES], START + STEP // 4, wrong),
+        (IMAGES, TYPES[IMAGES], START + STEP // 2, cut),
+    ]
+    bag = write_recording(tmp_path / 'bag', images, poses, extra)
+    summary = replay(bag, localizer, tmp_path / 'out', source(), realtime=realtime)
+    rows = rows_of(tmp_path / 'out')
+    assert [int(row['stamp_ns']) - START for row in rows] == [0, STEP // 4, STEP // 2, STEP]
+    assert summary['num_frames'] == 4
+    # In real time they may be dropped.
+    assert summary['reasons'].get('BAD_IMAGE', 0) + summary['dropped'] >= 2
+    if not realtime:
+        assert [row['reason'] for row in rows[1:3]] == ['BAD_IMAGE'] * 2
+        assert 'bytes' in rows[2]['detail']
+        assert '2 of 4 images could not be used, the first: image is 320x238' in caplog.text
+        assert 'bad image' in (tmp_path / 'out' / 'report.html').read_text()
+
+
+def test_a_clock_that_jumps_ahead_is_not_waited_for(
+    scene: Scene, localizer: Localizer, tmp_path: Path
+) -> None:
+    poses = walk(9, 0.5)[:2]
+    images = [scene.room.shoot(CAMERA, pose) for pose in poses]
+    late = START + 3600 * SECOND
+    extra: list[Message] = [(IMAGES, TYPES[IMAGES], late, image_values(late, images[0]))]
+    bag = write_recording(tmp_path / 'bag', images, poses, extra)
+    summary = replay(bag, localizer, tmp_path / 'out', source(), realtime=True)
+    assert summary['num_frames'] == 3
+    assert int(rows_of(tmp_path / 'out')[-1]['stamp_ns']) == late
+
+
 @pytest.mark.parametrize(
     ('changes', 'kind', 'message'),
     [
@@ -427,6 +472,13 @@ def test_command(
     manifest = json.loads((tmp_path / 'out' / 'manifest.json').read_text())
     assert manifest['localizer']['pnp']['max_error_px'] == 6.0
     assert manifest['server']['max_prior_radius_m'] == 0.0
+    # The camera in a file, for a bag without CameraInfo.
+    (tmp_path / 'camera.txt').write_text(f'* {CAMERA.to_words()}\n')
+    described = [str(word) for word in words if word not in ('--info-topic', INFO)]
+    described[described.index(str(tmp_path / 'out'))] = str(tmp_path / 'described')
+    assert main([*described, '--cameras', str(tmp_path / 'camera.txt')]) == 0
+    poses = [(tmp_path / name / 'trajectory.tum').read_bytes() for name in ('out', 'described')]
+    assert poses[0] == poses[1]
     said = capsys.readouterr()
     assert '4 of 4 localized' in said.out and 'median error' in said.out
     assert main([str(word) for word in words]) == 1

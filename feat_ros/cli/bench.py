@@ -8,7 +8,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from feat_ros.cli.common import add_command, check_writable
+from feat_ros.cli.common import add_command, check_writable, progress
+from feat_ros.errors import DataError
 
 
 def add_parser(commands: Any) -> None:
@@ -32,6 +33,14 @@ def add_parser(commands: Any) -> None:
         'Solve for poses from 200 to 3000 matches of which 90 to 5 % are right, beside pycolmap '
         'and poselib.',
     )  # fmt: skip
+    retrieval = _add(
+        subjects, 'retrieval', run_retrieval, 20, 'queries',
+        'Assign 1000 descriptors to 65,536 visual words beside NumPy and FLANN, and search 10,000 '
+        'images beside plain evaluation of the kernel; or, with --map, count how often one of '
+        'the first ten images found really sees the same.',
+    )  # fmt: skip
+    retrieval.add_argument('--map', type=Path, metavar='MAP', help='search the images of this map')
+    retrieval.add_argument('--images', type=Path, metavar='DIR', help='where their files are')
     _add(
         subjects, 'map-open', run_map_open, 7, 'fresh processes that open the map',
         'Open a map of a million points, beside reading its arrays; writes 0.2 GB to a temporary '
@@ -117,6 +126,24 @@ def run_pnp(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.bench import bench_pnp
 
     return _show(bench_pnp(args.repeat))
+
+
+def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure retrieval, by itself or on the images of a map."""
+    from feat_ros.retrieval_bench import bench_covisible, bench_retrieval
+    from feat_ros.sfm_map import SfmMap
+
+    if (args.map is None) != (args.images is None):
+        raise DataError('give --map and --images together')
+    if args.map is None:
+        return _show(bench_retrieval(args.repeat))
+    figures = bench_covisible(SfmMap(args.map), args.images, progress)
+    print(
+        f'{figures["num_queries"]} of {figures["num_images"]} images share points with others; '
+        f'one that does is first for {100 * figures["share_first"]:.1f} %, among the first ten '
+        f'for {100 * figures["share_first_10"]:.1f} %'
+    )
+    return figures
 
 
 def run_map_open(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from feat_ros import config
+from feat_ros.camera import Camera
+from feat_ros.colmap_files import read_queries
 from feat_ros.errors import DataError
+
+# The name that stands for all images in a file of cameras.
+ALL_IMAGES = '*'
 
 _open_bars: list[Any] = []
 
@@ -62,6 +67,17 @@ def extractor_options(name: str, pairs: list[str]) -> dict[str, Any]:
 
     made = config.to_dict(config.parse_options(extractor_config(name), pairs))
     return {word.partition('=')[0]: made[word.partition('=')[0]] for word in pairs}
+
+
+def camera_of_all(path: Path) -> Camera:
+    """Read the camera of a file with one line "* MODEL width height params...".
+
+    :raises DataError: another line, or none.
+    """
+    cameras = read_queries(path)
+    if list(cameras) != [ALL_IMAGES]:
+        raise DataError(f'{path} must have one line, "{ALL_IMAGES} MODEL width height params..."')
+    return cameras[ALL_IMAGES]
 
 
 def progress(items: list[Any], what: str) -> Iterable[Any]:

@@ -18,6 +18,8 @@ from feat_ros.camera import Camera
 from feat_ros.cli.common import (
     add_command,
     add_extractor_options,
+    ALL_IMAGES,
+    camera_of_all,
     check_writable,
     command_line,
     extractor_options,
@@ -36,8 +38,6 @@ from feat_ros.extractors import create_extractor
 from feat_ros.map_builder import build_map, BuildConfig, check_out
 from feat_ros.sfm_map import partial_path, SfmMap
 
-# The name that stands for all images in a file of cameras.
-_ALL_IMAGES = '*'
 # Odometry and motion capture are off by pixels: options that suit them, where none are set.
 _ROBOT_POSES = ('max_epipolar_error_px=10', 'triangulation.max_reprojection_error_px=10')
 _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.tif', '.tiff', '.bmp', '.webp')
@@ -218,19 +218,13 @@ def _images_of_folder(
         )
     source['cameras'] = str(args.cameras)
     cameras = read_queries(args.cameras)
-    if _ALL_IMAGES in cameras:
+    if ALL_IMAGES in cameras:
         names = names or _image_files(args.images)
-        cameras = dict.fromkeys(names, _camera_of_all(cameras, args.cameras))
+        cameras = dict.fromkeys(names, camera_of_all(args.cameras))
     strangers = [name for name in names or [] if name not in cameras]
     if strangers:
         raise DataError(f'{args.cameras} has no camera of {strangers[0]!r}: add a line for it')
     return args.images, cameras if names is None else {name: cameras[name] for name in names}
-
-
-def _camera_of_all(cameras: dict[str, Camera], path: Path) -> Camera:
-    if list(cameras) != [_ALL_IMAGES]:
-        raise DataError(f'{path} has a line "{_ALL_IMAGES} ..." beside others: name all or none')
-    return cameras[_ALL_IMAGES]
 
 
 def _image_files(folder: Path) -> list[str]:
@@ -267,7 +261,7 @@ def _images_of_bag(
         if args.info_topic is not None:
             camera, _ = bag.camera_info(args.info_topic)
         else:
-            camera = _camera_of_all(read_queries(args.cameras), args.cameras)
+            camera = camera_of_all(args.cameras)
         keyframes = write_keyframes(
             bag, args.image_topic, camera, folder, poses,
             Window(args.start, args.end, args.seconds),
@@ -428,8 +422,14 @@ def print_description(description: dict[str, Any]) -> None:
             else 'most of them failed: the map is too sparse'
         )
         print(
-            f'  left out one at a time, {left_out["num_localized"]} of {left_out["num_images"]} '
-            f'of its images are localized; {accuracy}'
+            f'  without themselves, {left_out["num_localized"]} of {left_out["num_images"]} of '
+            f'its images are localized; {accuracy}'
+        )
+    noise = d['pose_noise']
+    if noise['translation_m'] or noise['rotation_rad']:
+        print(
+            f'  noise of its poses, part of every covariance: {noise["translation_m"]:.3g} '
+            f'{unit}, {np.degrees(noise["rotation_rad"]):.3g} deg an axis'
         )
     if d.get('verified'):
         print('  every byte is as it was written')

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from feat_ros import config
-from feat_ros.cli.common import add_command, add_extractor_options, command_line, progress
+from feat_ros.cli.common import (
+    add_command,
+    add_extractor_options,
+    camera_of_all,
+    command_line,
+    progress,
+)
 from feat_ros.cli.localize import open_localizer
 from feat_ros.config import Config, option
 from feat_ros.localizer import LocalizerConfig
@@ -44,7 +50,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         '--image-topic', required=True, metavar='T', help='Image or CompressedImage'
     )
-    parser.add_argument('--info-topic', required=True, metavar='T', help='CameraInfo')
+    camera = parser.add_mutually_exclusive_group(required=True)
+    camera.add_argument('--info-topic', metavar='T', help='CameraInfo')
+    camera.add_argument(
+        '--cameras', type=Path, metavar='FILE',
+        help='one line "* MODEL width height params..." (COLMAP\'s models), for a bag without',
+    )  # fmt: skip
     parser.add_argument(
         '--ground-truth-topic', metavar='T', help="true poses in the map's frame, to compare with"
     )
@@ -99,6 +110,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     source = ReplaySource(
         image_topic=args.image_topic,
         info_topic=args.info_topic,
+        camera=None if args.cameras is None else camera_of_all(args.cameras).to_words(),
         ground_truth_topic=args.ground_truth_topic,
         ground_truth_frame=args.ground_truth_frame,
         odometry_topic=args.odometry_topic,

@@ -21,17 +21,15 @@ import numpy.typing as npt
 
 from feat_ros.config import Config, option
 from feat_ros.errors import MapError
+from feat_ros.retrieval.words import kmeans, nearest_words, sample_rows, VisualWords
 from feat_ros.types import Float32, Float64
 
 Array = npt.NDArray[Any]
 Int = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 
-# More of either lowers the quantisation error of RootSIFT by less than one percent.
+# More lowers the quantisation error of RootSIFT by less than one percent.
 _TRAINING_ROWS_PER_WORD = 64
-_KMEANS_ITERATIONS = 10
-# Distances held at once while words are assigned: 16 MiB.
-_DISTANCES_AT_ONCE = 1 << 22
 # Bits set in every 16-bit number, for a NumPy that cannot count them itself (before 2.0).
 _BIT_COUNTS = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8)).reshape(-1, 16)
 _BIT_COUNTS = _BIT_COUNTS.sum(axis=1, dtype=np.uint8)
@@ -47,6 +45,11 @@ class AsmkConfig(Config):
     seed: int = option(0, 'seed of the codebook training', minimum=0)
     query_assignments: int = option(
         5, 'nearest visual words that a descriptor of a query counts for', minimum=1
+    )
+    probed_parts: int = option(
+        10,
+        'parts of a codebook of more than 4096 words that are searched for the nearest',
+        minimum=1,
     )
     alpha: float = option(3.0, 'exponent of the similarity of two words (equation 2)', minimum=0.0)
     tau: float = option(
@@ -88,19 +91,13 @@ def train_codebook(
             'give more images or ask for fewer words, at least one'
         )
     rng = np.random.default_rng(seed)
-    rows = _sample(rows, words * _TRAINING_ROWS_PER_WORD, rng)
+    rows = sample_rows(rows, words * _TRAINING_ROWS_PER_WORD, rng)
     num_parts = max(1, round(math.sqrt(words)))
-    parts = _kmeans(_sample(rows, num_parts * _TRAINING_ROWS_PER_WORD, rng), num_parts, rng)
-    part = _nearest_words(rows, parts, 1)[:, 0]
+    parts = kmeans(sample_rows(rows, num_parts * _TRAINING_ROWS_PER_WORD, rng), num_parts, rng)
+    part = nearest_words(rows, parts, 1)[:, 0]
     share = _shares(np.bincount(part, minlength=num_parts), words)
-    found = [_kmeans(rows[part == i], k, rng) for i, k in enumerate(share.tolist()) if k]
+    found = [kmeans(rows[part == i], k, rng) for i, k in enumerate(share.tolist()) if k]
     return np.concatenate(found)
-
-
-def _sample(rows: Float32, at_most: int, rng: np.random.Generator) -> Float32:
-    if len(rows) <= at_most:
-        return rows
-    return rows[np.sort(rng.choice(len(rows), at_most, replace=False))]
 
 
 def _shares(sizes: Int, total: int) -> Int:
@@ -111,26 +108,14 @@ def _shares(sizes: Int, total: int) -> Int:
     return np.asarray(share, np.int64)
 
 
-def _kmeans(rows: Float32, num_words: int, rng: np.random.Generator) -> Float32:
-    """Lloyd's iterations (OpenCV) from randomly drawn rows; (num_words, D)."""
-    import cv2  # here, because a query needs NumPy only
-
-    if num_words == len(rows):
-        return rows
-    drawn = rows[np.sort(rng.choice(len(rows), num_words, replace=False))]
-    labels = _nearest_words(rows, drawn, 1).astype(np.int32)
-    stop = (cv2.TERM_CRITERIA_COUNT, _KMEANS_ITERATIONS, 0.0)
-    # Starting from labels leaves OpenCV's global random generator out of it.
-    _, _, words = cv2.kmeans(rows, num_words, labels, stop, 1, cv2.KMEANS_USE_INITIAL_LABELS)
-    return np.asarray(words, np.float32)
-
-
 @dataclass(frozen=True, eq=False)
 class AsmkIndex:
     """An inverted file: for every visual word the images that have it.
 
     ===================  =========  =============================================================
-    ``codebook``         (W, D)     float32 visual words
+    ``codebook``         (W, D)     float32 visual words, in parts
+    ``part_starts``      (G + 1,)   int64, see :class:`feat_ros.retrieval.words.VisualWords`
+    ``part_centers``     (G, D)     float32
     ``word_starts``      (W + 1,)   int64: entries ``word_starts[w]`` to ``word_starts[w + 1]``
                                     belong to word w, images ascending
     ``image_ids``        (M,)       int32: the image of an entry
@@ -143,6 +128,8 @@ class AsmkIndex:
     """
 
     codebook: Float32
+    part_starts: Int
+    part_centers: Float32
     word_starts: Int
     image_ids: npt.NDArray[np.int32]
     bits: Bits
@@ -156,8 +143,10 @@ class AsmkIndex:
         """
         _check_codebook(self.codebook)
         words, dim = self.codebook.shape
-        entries = self.image_ids.size
+        parts, entries = max(self.part_starts.size - 1, 0), self.image_ids.size
         wanted = {
+            'part_starts': ((parts + 1,), np.int64),
+            'part_centers': ((parts, dim), np.float32),
             'word_starts': ((words + 1,), np.int64),
             'image_ids': ((entries,), np.int32),
             'bits': ((entries, dim // 8), np.uint8),
@@ -165,11 +154,8 @@ class AsmkIndex:
         }
         for name, (shape, dtype) in wanted.items():
             _check_array(name, getattr(self, name), shape, dtype)
-        starts = self.word_starts
-        if starts[0] != 0 or starts[-1] != entries or np.any(starts[1:] < starts[:-1]):
-            raise MapError(
-                f'retrieval array word_starts does not divide {entries} entries: rebuild the map'
-            )
+        _check_starts('word_starts', self.word_starts, entries, 0)
+        _check_starts('part_starts', self.part_starts, words, 1)
 
     @classmethod
     def build(
@@ -180,15 +166,15 @@ class AsmkIndex:
     ) -> AsmkIndex:
         """Index images; an image's id is its place in the sequence.
 
-        :param codebook: (W, D) float32 of :func:`train_codebook`.
+        :param codebook: (W, D) float32 of :func:`train_codebook`; many words are put in order.
         :param descriptors_per_image: for every image (N, D) float, N may be zero.
         :raises MapError: descriptors that are not finite or do not fit the codebook.
         """
         _check_codebook(codebook)
-        dim = codebook.shape[1]
+        dim, divided = codebook.shape[1], VisualWords.divide(codebook, config.seed)
         images = [
-            _aggregate(_checked_descriptors(descriptors, dim), codebook, 1)
-            for descriptors in descriptors_per_image
+            _aggregate(_checked_descriptors(rows, dim), divided, 1, config.probed_parts)
+            for rows in descriptors_per_image
         ]
         words_per_image = np.array([len(words) for words, _ in images], np.int32)
         words = np.concatenate([np.zeros(0, np.int64), *(words for words, _ in images)])
@@ -197,7 +183,9 @@ class AsmkIndex:
         order = np.argsort(words, kind='stable')
         counts = np.bincount(words, minlength=len(codebook))
         return cls(
-            codebook=codebook,
+            codebook=divided.words,
+            part_starts=divided.part_starts,
+            part_centers=divided.part_centers,
             word_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             image_ids=image_ids[order],
             bits=bits[order],
@@ -239,8 +227,20 @@ class AsmkIndex:
             ``query_assignments`` is 1, and at most 1 always.
         :raises MapError: descriptors that are not finite or do not fit the codebook.
         """
+        return self.score(*self.assign(descriptors), top_k)
+
+    def assign(self, descriptors: npt.ArrayLike) -> tuple[Int, Bits]:
+        """Return the words (n,) of a query, ascending, and its aggregated residuals (n, D/8).
+
+        :raises MapError: see :meth:`search`.
+        """
         query = _checked_descriptors(descriptors, self.codebook.shape[1])
-        words, bits = _aggregate(query, self.codebook, self.config.query_assignments)
+        return _aggregate(
+            query, self._words, self.config.query_assignments, self.config.probed_parts
+        )
+
+    def score(self, words: Int, bits: Bits, top_k: int) -> tuple[Int, Float64]:
+        """Find the images most similar to what :meth:`assign` gave; see :meth:`search`."""
         entries, lengths = self._entries(words)
         distances = _hamming(_take_rows(self.bits, entries), _repeat_rows(bits, lengths))
         sums = np.bincount(
@@ -262,6 +262,10 @@ class AsmkIndex:
         return places, lengths
 
     @cached_property
+    def _words(self) -> VisualWords:
+        return VisualWords(self.codebook, self.part_starts, self.part_centers)
+
+    @cached_property
     def _similarity_of_distance(self) -> Float64:
         """(D + 1,): equation 2 for every Hamming distance; b(x) . b(y) = D - 2 distance."""
         dim = self.codebook.shape[1]
@@ -270,45 +274,29 @@ class AsmkIndex:
         return np.where(cosine >= self.config.tau, similarity, 0.0)
 
 
-_ARRAY_NAMES = ('codebook', 'word_starts', 'image_ids', 'bits', 'words_per_image')
+_ARRAY_NAMES = (
+    'codebook', 'part_starts', 'part_centers', 'word_starts', 'image_ids', 'bits',
+    'words_per_image',
+)  # fmt: skip
 
 
-def _aggregate(descriptors: Float32, codebook: Float32, assignments: int) -> tuple[Int, Bits]:
+def _aggregate(
+    descriptors: Float32, codebook: VisualWords, assignments: int, probed_parts: int
+) -> tuple[Int, Bits]:
     """Aggregate an image: its words, ascending, and B(X_c) of each as packed bits.
 
     The sum of the residuals of equation 4 is over all descriptors with the word among their
     ``assignments`` nearest; a sum of zero counts as negative.
     """
-    nearest = _nearest_words(descriptors, codebook, assignments)
+    nearest = codebook.nearest(descriptors, assignments, probed_parts)
     flat = nearest.ravel()
     order = np.argsort(flat, kind='stable')
     word = flat[order]
     starts = np.flatnonzero(np.diff(word, prepend=-1))
     if not len(starts):
-        return word, np.zeros((0, codebook.shape[1] // 8), np.uint8)
-    residuals = descriptors[order // nearest.shape[1]] - codebook[word]
+        return word, np.zeros((0, codebook.words.shape[1] // 8), np.uint8)
+    residuals = descriptors[order // nearest.shape[1]] - codebook.words[word]
     return word[starts], np.packbits(np.add.reduceat(residuals, starts, axis=0) > 0, axis=1)
-
-
-def _nearest_words(descriptors: Float32, codebook: Float32, count: int) -> Int:
-    """Return the nearest words (N, min(count, W)) of descriptors, nearest first.
-
-    Words at equal distance come by number.
-    """
-    half_square_norms = np.einsum('wd,wd->w', codebook, codebook) / np.float32(2)
-    count = min(count, len(codebook))
-    nearest = np.empty((len(descriptors), count), np.int64)
-    step = max(1, _DISTANCES_AT_ONCE // len(codebook))
-    for first in range(0, len(descriptors), step):
-        block = descriptors[first : first + step]
-        # |x - c|^2 = |x|^2 + 2 (|c|^2 / 2 - x . c), and |x| is the same for all words.
-        distance = half_square_norms - block @ codebook.T
-        rows = np.arange(len(block))
-        for column in range(count):
-            best = np.argmin(distance, axis=1)
-            nearest[first : first + step, column] = best
-            distance[rows, best] = np.inf
-    return nearest
 
 
 def _take_rows(bits: Bits, places: Int) -> Bits:
@@ -385,3 +373,9 @@ def _check_array(name: str, array: Array, shape: tuple[int, ...], dtype: Any) ->
             f'retrieval array {name} is {array.dtype} {array.shape}, not '
             f'{np.dtype(dtype)} {shape}: rebuild the map'
         )
+
+
+def _check_starts(name: str, starts: Int, total: int, least: int) -> None:
+    """Refuse offsets that do not divide a total into runs of at least so many."""
+    if starts[0] != 0 or starts[-1] != total or np.any(np.diff(starts) < least):
+        raise MapError(f'retrieval array {name} does not divide {total} entries: rebuild the map')

@@ -1,0 +1,218 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Retrieval beside plain evaluation of its equations, and on the images of a map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from feat_ros.bench import check, histograms, OURS, same_threads, table_rows, take_turns, views
+from feat_ros.config import from_dict
+from feat_ros.errors import DataError
+from feat_ros.extractors import create_extractor
+from feat_ros.image import read_image
+from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex
+from feat_ros.retrieval.words import nearest_words, VisualWords
+from feat_ros.sfm_map import SfmMap
+from feat_ros.types import Float32, JsonDict, Progress
+
+Float = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+WordsAndBits = tuple[Ids, npt.NDArray[np.uint8]]
+
+FEWER = 'feat_ros, probed_parts=4'
+ALL_WORDS = 'NumPy product with all words'
+FLANN = 'cv2.flann, 4 kd-trees, 32 checks'
+ONE_BY_ONE = 'equation 4, image by image'
+
+_DIM = 128
+# Views of a point of the made-up scene that are visual words.
+_VIEWS = 3
+_STRONGEST = 1000
+# Images that share so many points of the map see the same.
+_SHARED_POINTS = 15
+# Parts that are looked through, most milliseconds and least recall.
+_WANTED = {FEWER: (4, 30.0, 0.90), OURS: (AsmkConfig().probed_parts, 45.0, 0.97)}
+_SEARCH_MS = 3.0
+
+
+def bench_retrieval(
+    repeat: int = 20, num_words: int = 65_536, num_images: int = 10_000, words_per_image: int = 300
+) -> JsonDict:
+    """Assign 1000 descriptors to words, and search a made-up inverted file.
+
+    Words are views of points as :func:`feat_ros.bench.synthetic_scene` makes them, a few of each,
+    and the descriptors of a query are other views of these.
+    """
+    threads = same_threads()
+    rng = np.random.default_rng(0)
+    points = histograms(rng, num_words // _VIEWS)
+    words = VisualWords.divide(views(rng, np.resize(points, (num_words, _DIM))))
+    queries = [
+        views(rng, points[rng.integers(len(points), size=_STRONGEST)]) for _ in range(repeat)
+    ]
+    assignment, recall = _assign(words, queries)
+    index = _made_up_index(rng, words, num_images, words_per_image)
+    drawn = [_draw(rng, num_words, words_per_image) for _ in range(repeat)]
+    search, difference = _search(index, drawn)
+    # A descriptor of a query counts for its five nearest words.
+    wide = [_draw(rng, num_words, 5 * words_per_image) for _ in range(repeat)]
+    search_wide, _ = _search(index, wide)
+    checks = []
+    for name, (_, most_ms, least) in _WANTED.items():
+        ms = next(float(row['cpu_ms']) for row in assignment if row['name'] == name)
+        checks += [
+            check(f'ms of one core, {name}', ms, f'at most {most_ms:g}', ms <= most_ms),
+            check(f'recall@1, {name}', recall[name], f'at least {least:g}', recall[name] >= least),
+        ]
+    found_ms = float(search[0]['median_ms'])
+    return {
+        'threads': threads,
+        'tables': {
+            f'assignment of {_STRONGEST} descriptors to {num_words} words': assignment,
+            f'search with {words_per_image} words': search,
+            f'search with {5 * words_per_image} words': search_wide,
+        },
+        'notes': [f'inverted file of {num_images} images, {len(index.image_ids)} entries'],
+        'checks': [
+            *checks,
+            check('ms, search', found_ms, f'at most {_SEARCH_MS:g}', found_ms <= _SEARCH_MS),
+            check('difference of a score to equation 4', difference, 'at most 1e-12',
+                  difference <= 1e-12),
+        ],
+    }  # fmt: skip
+
+
+def _assign(words: VisualWords, queries: list[Float32]) -> tuple[list[JsonDict], dict[str, float]]:
+    flann = cv2.FlannBasedMatcher({'algorithm': 1, 'trees': 4}, {'checks': 32})
+    flann.add([words.words])
+    flann.train()
+    contenders: dict[str, Callable[[Float32], Ids]] = {
+        name: partial(_nearest, words, parts) for name, (parts, _, _) in _WANTED.items()
+    }
+    contenders[ALL_WORDS] = lambda rows: nearest_words(rows, words.words, 1)[:, 0]
+    contenders[FLANN] = lambda rows: np.array([m.trainIdx for m in flann.match(rows)])
+    runs = take_turns(contenders, queries)
+    recall = {
+        name: float(np.mean([
+            np.mean(found == right)
+            for found, right in zip(taken.results, runs[ALL_WORDS].results, strict=True)
+        ]))
+        for name, taken in runs.items()
+    }  # fmt: skip
+    ms = {name: taken.ms for name, taken in runs.items()}
+    # On a busy machine the processor's time says more than the clock's.
+    extra = {
+        name: {'cpu_ms': taken.cores * float(np.mean(taken.ms)), 'recall@1': recall[name]}
+        for name, taken in runs.items()
+    }
+    return table_rows(ms, {}, extra), recall
+
+
+def _nearest(words: VisualWords, parts: int, descriptors: Float32) -> Ids:
+    return words.nearest(descriptors, 1, parts)[:, 0]
+
+
+def _draw(rng: np.random.Generator, num_words: int, count: int) -> WordsAndBits:
+    """Words of an image, ascending, about so many, and random signs."""
+    words = np.unique(rng.integers(num_words, size=count))
+    return words, rng.integers(256, size=(len(words), _DIM // 8), dtype=np.uint8)
+
+
+def _made_up_index(
+    rng: np.random.Generator, words: VisualWords, num_images: int, words_per_image: int
+) -> AsmkIndex:
+    images = [_draw(rng, len(words.words), words_per_image) for _ in range(num_images)]
+    counts = np.array([len(word) for word, _ in images], np.int32)
+    word = np.concatenate([word for word, _ in images])
+    order = np.argsort(word, kind='stable')
+    in_word = np.bincount(word, minlength=len(words.words))
+    return AsmkIndex(
+        codebook=words.words,
+        part_starts=words.part_starts,
+        part_centers=words.part_centers,
+        word_starts=np.concatenate([[0], np.cumsum(in_word)]).astype(np.int64),
+        image_ids=np.repeat(np.arange(num_images, dtype=np.int32), counts)[order],
+        bits=np.concatenate([bits for _, bits in images])[order],
+        words_per_image=counts,
+    )
+
+
+def _search(index: AsmkIndex, queries: list[WordsAndBits]) -> tuple[list[JsonDict], float]:
+    """Rows of the table, and the largest difference of the scores of all images."""
+    ours = take_turns({OURS: lambda query: index.score(*query, 10)}, queries)
+    plain = take_turns({ONE_BY_ONE: _scores_one_by_one(index)}, queries[:3])
+    everyone = np.zeros(index.num_images)
+    ids, scores = index.score(*queries[0], index.num_images)
+    everyone[ids] = scores
+    difference = float(np.abs(everyone - plain[ONE_BY_ONE].results[0]).max())
+    ms = {OURS: ours[OURS].ms, ONE_BY_ONE: plain[ONE_BY_ONE].ms}
+    return table_rows(ms, {}, {}), difference
+
+
+def _scores_one_by_one(index: AsmkIndex) -> Callable[[WordsAndBits], Float]:
+    """Return what evaluates the kernel of a query with each image (I,)."""
+    word = np.repeat(np.arange(len(index.codebook)), np.diff(index.word_starts))
+    order = np.argsort(index.image_ids, kind='stable')
+    ends = np.cumsum(index.words_per_image)[:-1]
+    images = list(zip(np.split(word[order], ends), np.split(index.bits[order], ends), strict=True))
+
+    def score(query: WordsAndBits) -> Float:
+        out = np.zeros(len(images))
+        for number, (words, bits) in enumerate(images):
+            _, a, b = np.intersect1d(words, query[0], assume_unique=True, return_indices=True)
+            differ = np.unpackbits(bits[a] ^ query[1][b], axis=1).sum(axis=1, dtype=np.int64)
+            cosine = np.maximum(1 - 2 * differ / (8 * bits.shape[1]), 0)
+            out[number] = np.sum(cosine**index.config.alpha) / np.sqrt(
+                max(len(words), 1) * len(query[0])
+            )
+        return out
+
+    return score
+
+
+def bench_covisible(sfm_map: SfmMap, images: Path, progress: Progress) -> JsonDict:
+    """Search the other images of a map with each, and count where one of ten sees the same.
+
+    Two images see the same where they share points of the map.
+
+    :param images: the folder of the map's images.
+    :raises DataError: the map has no retrieval index, or no two images share points.
+    :raises MapError, ImageError: the index is damaged, or an image cannot be read.
+    """
+    if not sfm_map.manifest.retrieval:
+        raise DataError(f'map {sfm_map.path} has no retrieval index: rebuild it')
+    built = sfm_map.manifest.extractor
+    extractor = create_extractor(built.name, **built.options)
+    names = [sfm_map.image_name(number) for number in range(sfm_map.num_images)]
+    strongest = [
+        extractor(read_image(images / name)).descriptors[:_STRONGEST]
+        for name in progress(names, 'extract')
+    ]
+    options = from_dict(AsmkConfig, sfm_map.manifest.retrieval['options'])
+    codebook = AsmkIndex.from_arrays(sfm_map.retrieval_arrays(), options).codebook
+    index = AsmkIndex.build(np.array(codebook), strongest, options)
+    seen = np.zeros((len(names), sfm_map.num_points), bool)
+    for number in range(len(names)):
+        seen[number, sfm_map.observations(number)[0]] = True
+    first_places = []
+    for number, descriptors in enumerate(strongest):
+        same = [bool(np.sum(seen[number] & other) >= _SHARED_POINTS) for other in seen]
+        same[number] = False
+        if any(same):
+            found = [image for image in index.search(descriptors, 11)[0] if image != number]
+            first_places.append([same[image] for image in found[:10]])
+    if not first_places:
+        raise DataError(f'no two images of map {sfm_map.path} share {_SHARED_POINTS} points')
+    return {
+        'num_images': len(names),
+        'num_queries': len(first_places),
+        'share_first': float(np.mean([row[:1] == [True] for row in first_places])),
+        'share_first_10': float(np.mean([any(row) for row in first_places])),
+    }
