@@ -64,13 +64,20 @@ def bench_retrieval(
     # A descriptor of a query counts for its five nearest words.
     wide = [_draw(rng, num_words, 5 * words_per_image) for _ in range(repeat)]
     search_wide, _ = _search(index, wide)
-    checks = []
-    for name, (_, most_ms, least) in _WANTED.items():
-        ms = next(float(row['cpu_ms']) for row in assignment if row['name'] == name)
-        checks += [
-            check(f'ms of one core, {name}', ms, f'at most {most_ms:g}', ms <= most_ms),
-            check(f'recall@1, {name}', recall[name], f'at least {least:g}', recall[name] >= least),
-        ]
+    notes = [f'inverted file of {num_images} images, {len(index.image_ids)} entries']
+    checks = [
+        check(f'recall@1, {name}', recall[name], f'at least {least:g}', recall[name] >= least)
+        for name, (_, _, least) in _WANTED.items()
+    ]
+    if threads['numpy'] == 1:
+        for name, (_, most_ms, _) in _WANTED.items():
+            ms = next(float(row['cpu_ms']) for row in assignment if row['name'] == name)
+            checks.append(
+                check(f'ms of one core, {name}', ms, f'at most {most_ms:g}', ms <= most_ms)
+            )
+    else:
+        # Threads of BLAS that wait for each other count as busy.
+        notes.append('run with OPENBLAS_NUM_THREADS=1 to check the assignment on one core')
     found_ms = float(search[0]['median_ms'])
     return {
         'threads': threads,
@@ -79,7 +86,7 @@ def bench_retrieval(
             f'search with {words_per_image} words': search,
             f'search with {5 * words_per_image} words': search_wide,
         },
-        'notes': [f'inverted file of {num_images} images, {len(index.image_ids)} entries'],
+        'notes': notes,
         'checks': [
             *checks,
             check('ms, search', found_ms, f'at most {_SEARCH_MS:g}', found_ms <= _SEARCH_MS),

@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
         'Assign 1000 descriptors to 65,536 visual words beside NumPy and FLANN, and search 10,000 '
         'images beside plain evaluation of the kernel; or, with --map, count how often one of '
         'the first ten images found really sees the same.',
+        'OPENBLAS_NUM_THREADS=1 feat_ros bench retrieval --json retrieval.json',
     )  # fmt: skip
     retrieval.add_argument('--map', type=Path, metavar='MAP', help='search the images of this map')
     retrieval.add_argument('--images', type=Path, metavar='DIR', help='where their files are')
