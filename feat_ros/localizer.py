@@ -20,7 +20,7 @@ from feat_ros.geometry import rotation_angle_deg
 from feat_ros.image import Image
 from feat_ros.matching import mutual_nearest
 from feat_ros.pnp import Observations, PnpConfig, PnpSolution, solve_pnp
-from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex
+from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import (
     FailureReason,
@@ -34,8 +34,6 @@ from feat_ros.types import (
 Ids = npt.NDArray[np.int64]
 # Returns the map's images most like the given features, best first.
 Retriever = Callable[[Features], Ids]
-# Descriptors of a query that retrieval uses, the strongest; the HOW paper's number.
-_RETRIEVAL_FEATURES = 1000
 
 # Expected number of false poses among this many images that the least number of inliers allows.
 _FALSE_POSES = 1e-6
@@ -82,7 +80,7 @@ def create_retriever(sfm_map: SfmMap, config: LocalizerConfig) -> Retriever | No
     )
 
     def retrieve(features: Features) -> Ids:
-        strongest = features.descriptors[:_RETRIEVAL_FEATURES]
+        strongest = features.descriptors[:RETRIEVAL_FEATURES]
         return index.search(strongest, config.retrieved_images)[0]
 
     return retrieve

@@ -31,7 +31,7 @@ from feat_ros.extractors import Extractor
 from feat_ros.geometry import skew
 from feat_ros.pose_noise import check_left_out
 from feat_ros.reconstruction import estimate_poses, ReconstructionConfig
-from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, train_codebook
+from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES, train_codebook
 from feat_ros.sfm_map import (
     ExtractorInfo,
     Manifest,
@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 # Right poses agree with two thirds of the matches, poses off by a degree with a quarter.
 _DOUBTFUL_SHARE = 0.2
-# Descriptors of an image that retrieval uses, the strongest; the HOW paper's number.
-_RETRIEVAL_FEATURES = 1000
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ def _check_files(image_folder: Path, names: list[str]) -> list[Path]:
 
 def _index_images(partial: Path, features: FeatureStore, options: AsmkConfig) -> dict[str, Any]:
     """Write the retrieval index of all images; return its entry for the manifest."""
-    strongest = [item.descriptors[:_RETRIEVAL_FEATURES] for item in features]
+    strongest = [item.descriptors[:RETRIEVAL_FEATURES] for item in features]
     codebook = train_codebook(np.concatenate(strongest), options.num_words, options.seed)
     index = AsmkIndex.build(codebook, strongest, options)
     return {

@@ -30,7 +30,7 @@ from feat_ros.colmap_files import PosedImage
 from feat_ros.config import Config, option
 from feat_ros.errors import MapError
 from feat_ros.geometry import Rigid3d
-from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, train_codebook
+from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES, train_codebook
 from feat_ros.sfm_map import writing
 from feat_ros.triangulation import (
     new_database,
@@ -46,8 +46,6 @@ Float = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-# Descriptors of an image that retrieval uses, the strongest; the HOW paper's number.
-_RETRIEVAL_FEATURES = 1000
 # Images that follow each other in a list are matched up to this far apart.
 _NEXT_IMAGES = 3
 # OpenCV's solver works on a plane: rays further off the axis vote later only.
@@ -139,7 +137,7 @@ def _likely_pairs(features: FeatureStore, options: ReconstructionConfig) -> list
     count = len(features)
     if count <= options.all_pairs_up_to:
         return list(itertools.combinations(range(count), 2))
-    strongest = [item.descriptors[:_RETRIEVAL_FEATURES] for item in features]
+    strongest = [item.descriptors[:RETRIEVAL_FEATURES] for item in features]
     asmk = AsmkConfig()
     codebook = train_codebook(np.concatenate(strongest), asmk.num_words, asmk.seed)
     index = AsmkIndex.build(codebook, strongest, asmk)

@@ -17,7 +17,7 @@ from feat_ros.config import from_dict
 from feat_ros.errors import DataError
 from feat_ros.extractors import create_extractor
 from feat_ros.image import read_image
-from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex
+from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES
 from feat_ros.retrieval.words import nearest_words, VisualWords
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import Float32, JsonDict, Progress
@@ -34,7 +34,6 @@ ONE_BY_ONE = 'equation 4, image by image'
 _DIM = 128
 # Views of a point of the made-up scene that are visual words.
 _VIEWS = 3
-_STRONGEST = 1000
 # Images that share so many points of the map see the same.
 _SHARED_POINTS = 15
 # Parts that are looked through, most milliseconds and least recall.
@@ -55,7 +54,8 @@ def bench_retrieval(
     points = histograms(rng, num_words // _VIEWS)
     words = VisualWords.divide(views(rng, np.resize(points, (num_words, _DIM))))
     queries = [
-        views(rng, points[rng.integers(len(points), size=_STRONGEST)]) for _ in range(repeat)
+        views(rng, points[rng.integers(len(points), size=RETRIEVAL_FEATURES)])
+        for _ in range(repeat)
     ]
     assignment, recall = _assign(words, queries)
     index = _made_up_index(rng, words, num_images, words_per_image)
@@ -82,7 +82,7 @@ def bench_retrieval(
     return {
         'threads': threads,
         'tables': {
-            f'assignment of {_STRONGEST} descriptors to {num_words} words': assignment,
+            f'assignment of {RETRIEVAL_FEATURES} descriptors to {num_words} words': assignment,
             f'search with {words_per_image} words': search,
             f'search with {5 * words_per_image} words': search_wide,
         },
@@ -199,7 +199,7 @@ def bench_covisible(sfm_map: SfmMap, images: Path, progress: Progress) -> JsonDi
     extractor = create_extractor(built.name, **built.options)
     names = [sfm_map.image_name(number) for number in range(sfm_map.num_images)]
     strongest = [
-        extractor(read_image(images / name)).descriptors[:_STRONGEST]
+        extractor(read_image(images / name)).descriptors[:RETRIEVAL_FEATURES]
         for name in progress(names, 'extract')
     ]
     options = from_dict(AsmkConfig, sfm_map.manifest.retrieval['options'])

@@ -28,6 +28,8 @@ Array = npt.NDArray[Any]
 Int = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 
+# Descriptors of an image that retrieval uses, the strongest; the HOW paper's number.
+RETRIEVAL_FEATURES = 1000
 # More lowers the quantisation error of RootSIFT by less than one percent.
 _TRAINING_ROWS_PER_WORD = 64
 # Bits set in every 16-bit number, for a NumPy that cannot count them itself (before 2.0).
