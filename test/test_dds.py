@@ -264,26 +264,31 @@ def test_live_is_replay(recording: Path, localizer: Localizer, tmp_path: Path) -
     """Two processes and a listener: a frame's live pose is what a replay says of it."""
     replay(recording, localizer, tmp_path / 'out', source(odometry_topic=ODOMETRY))
     replayed = {int(row['stamp_ns']): row for row in rows_of(tmp_path / 'out')}
-    poses: list[Any] = []
-    with Graph() as graph:
-        graph.reader('/localizer/pose', POSE, poses.append, depth=50)
-        live = command(
-            'live', '--map', localizer.map.path, '--image-topic', IMAGES, '--info-topic', INFO,
-            '--odom-topic', ODOMETRY, '--json', tmp_path / 'live.json',
-        )  # fmt: skip
-        waits = [word for topic in (IMAGES, INFO, ODOMETRY) for word in ('--wait-for', topic)]
-        robot = command('play', recording, '--rate', '0.25', '--clock', *waits)
-        wait(graph, lambda: robot.poll() is not None)
-        graph.spin(2.0)
-        live.send_signal(signal.SIGINT)
-        said = [process.communicate(timeout=PATIENCE_S) for process in (live, robot)]
+    # Images go best effort: one that is lost on the way on a busy machine says nothing of live.
+    for _ in range(3):
+        poses: list[Any] = []
+        with Graph() as graph:
+            graph.reader('/localizer/pose', POSE, poses.append, depth=50)
+            live = command(
+                'live', '--map', localizer.map.path, '--image-topic', IMAGES,
+                '--info-topic', INFO, '--odom-topic', ODOMETRY, '--json', tmp_path / 'live.json',
+            )  # fmt: skip
+            waits = [w for topic in (IMAGES, INFO, ODOMETRY) for w in ('--wait-for', topic)]
+            robot = command('play', recording, '--rate', '0.25', '--clock', *waits)
+            robot.wait(PATIENCE_S)
+            end_s = time.monotonic() + 3.0
+            while len(poses) < 8 and time.monotonic() < end_s:
+                graph.spin(0.05)
+            live.send_signal(signal.SIGINT)
+            said = [process.communicate(timeout=PATIENCE_S) for process in (live, robot)]
+        if len(poses) == 8:
+            break
     assert (live.returncode, robot.returncode) == (0, 0), said
     figures = json.loads((tmp_path / 'live.json').read_text())
-    # A busy machine may drop frames or lose them on the way; what arrived adds up.
-    refused = sum(figures['reasons'].values())
-    assert figures['num_localized'] + refused + figures['dropped'] == figures['num_images'] <= 9
-    assert figures['num_localized'] >= len(poses) >= 4 and refused <= 1
-    assert figures['unreadable'] == 0 and '9 /camera/image' in said[1][0]
+    assert figures['num_images'] == 9 and figures['reasons'] == {'NO_FEATURES': 1}
+    assert figures['num_localized'] == len(poses) == 8
+    assert figures['dropped'] == figures['unreadable'] == 0
+    assert '8 of 9 localized' in said[0][0] and '9 /camera/image' in said[1][0]
     for message in poses:
         stamp = message.header.stamp
         row = replayed[stamp.sec * SECOND + stamp.nanosec]
