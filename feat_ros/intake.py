@@ -28,8 +28,10 @@ from feat_ros.camera import Camera
 from feat_ros.config import Config, option
 from feat_ros.errors import BagError, CameraError, DataError, FeatRosError
 from feat_ros.geometry import Rigid3d
+from feat_ros.image import Image
 from feat_ros.server import Frame
 from feat_ros.trajectory import Trajectory
+from feat_ros.types import Features
 
 _LOG = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class Intake:
     :param base_frame: whose poses are found, by TF; default: the child frame of the odometry, or
         the image's frame.
     :param has_odometry: whether there will be odometry, to be waited for.
+    :param decode: makes what is localized of an image message and its name for errors.
     :param clock: seconds of a clock that only goes forward.
     """
 
@@ -108,13 +111,14 @@ class Intake:
         submit: Callable[[Frame], None],
         config: IntakeConfig | None = None,
         *,
-        base_frame: str | None = None,
+        base_frame: str = '',
         has_odometry: bool = False,
+        decode: Callable[[Any, str], Image | Features] = image_from_message,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config or IntakeConfig()
         self._submit, self._clock = submit, clock
-        self._base_frame, self._has_odometry = base_frame, has_odometry
+        self._base_frame, self._has_odometry, self._decode = base_frame, has_odometry, decode
         self._lock = threading.RLock()
         self._camera: Camera | None = None
         self._info: Any = None
@@ -142,6 +146,14 @@ class Intake:
     def base_frame(self, image_frame: str) -> str:
         """Return whose poses are found: as asked for, else odometry's child, else the camera."""
         return self._base_frame or self._odometry.child or image_frame
+
+    def cam_from_base(self, image_frame: str) -> Rigid3d | None:
+        """Return where a camera is on the base, by the newest transforms; None: not known."""
+        with self._lock:
+            try:
+                return self._lookup(image_frame, self.base_frame(image_frame), self._transforms_ns)
+            except FeatRosError:
+                return None
 
     @property
     def has_camera(self) -> bool:
@@ -191,7 +203,7 @@ class Intake:
         self.poll()
 
     def image(self, message: Any) -> None:
-        """Take a sensor_msgs/Image or CompressedImage."""
+        """Take a sensor_msgs/Image, CompressedImage, or what ``decode`` reads."""
         with self._lock:
             self._counts['images'] += 1
             self._image_s = self._clock()
@@ -289,7 +301,7 @@ class Intake:
                 cam_from_base = self._lookup(image_frame, base_frame, stamp_ns)
         except FeatRosError as error:
             raise _Missing(InputProblem.NO_TRANSFORM, str(error)) from None
-        decode = partial(image_from_message, message, f'at {stamp_ns} ns')
+        decode = partial(self._decode, message, f'at {stamp_ns} ns')
         return Frame(stamp_ns, decode, self._camera, cam_from_base, odom_from_base)
 
     def _lookup(self, target: str, source: str, stamp_ns: int) -> Rigid3d:

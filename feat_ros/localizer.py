@@ -112,16 +112,18 @@ class Localizer:
         self._centers = -np.einsum('nji,nj->ni', self._rotations, translations)
 
     def localize(
-        self, image_rgb: Image, camera: Camera, prior: PosePrior | None = None
+        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Find the pose of an image.
 
-        :param image_rgb: (H, W, 3) uint8, of the camera's size.
+        :param image_rgb: (H, W, 3) uint8, of the camera's size; or its features.
         :param camera: its calibration.
         :param prior: where the camera should be; a pose is looked for there first, then in the
             whole map, and the result's mode says which one found it.
         :raises ImageError: the image is not of the camera's size.
         """
+        if isinstance(image_rgb, Features):
+            return self.localize_features(image_rgb, camera, prior)
         height, width = image_rgb.shape[:2]
         if (width, height) != camera.size_wh:
             raise ImageError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feat_ros.conversions import diagnostic_status, header, Values
-from feat_ros.intake import Intake
+from feat_ros.intake import Intake, IntakeSnapshot
 from feat_ros.localizer import Localizer
 from feat_ros.server import LocalizationServer
 from feat_ros.types import FailureReason, FrameRecord, JsonDict
@@ -60,10 +60,10 @@ class Monitor:
     """Watches a server and what feeds it. All methods may be called from any thread."""
 
     def __init__(
-        self, localizer: Localizer, server: LocalizationServer, intake: Intake,
+        self, localizer: Localizer, server: LocalizationServer, intakes: Sequence[Intake],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self._localizer, self._server, self._intake = localizer, server, intake
+        self._localizer, self._server, self._intakes = localizer, server, intakes
         self._clock = clock
         self._lock = threading.Lock()
         self._counts = Counter[str]()
@@ -71,6 +71,10 @@ class Monitor:
         self._looked_s = self._started_s = clock()
         self._fix: tuple[float, float] | None = None
         self._refusal = -np.inf, ''
+
+    def set_map(self, localizer: Localizer) -> None:
+        """Name another map from now on."""
+        self._localizer = localizer
 
     def record(self, record: FrameRecord) -> None:
         """Note what became of a frame."""
@@ -87,7 +91,8 @@ class Monitor:
 
         :param more_problems: what the driver knows.
         """
-        intake, server = self._intake.snapshot(), self._server.snapshot()
+        intake = _together([each.snapshot() for each in self._intakes])
+        server = self._server.snapshot()
         with self._lock:
             now_s, counts = self._clock(), self._counts + Counter(images=intake.images)
             passed_s = max(now_s - self._looked_s, 1e-3)
@@ -152,3 +157,22 @@ class Monitor:
             is_error=health.is_lost,
         )  # fmt: skip
         return {'header': header(stamp_ns, ''), 'status': [status]}
+
+
+def _together(cameras: Sequence[IntakeSnapshot]) -> IntakeSnapshot:
+    """Return the state of several cameras as one; what is wrong says with which."""
+    if len(cameras) == 1:
+        return cameras[0]
+    ages = [each.image_age_s for each in cameras if each.image_age_s is not None]
+    return IntakeSnapshot(
+        images=sum(each.images for each in cameras),
+        refused=dict(sum((Counter(each.refused) for each in cameras), Counter[str]())),
+        dropped=sum(each.dropped for each in cameras),
+        jumps=max(each.jumps for each in cameras),
+        image_age_s=min(ages, default=None),
+        problems=tuple(
+            f'camera {number}: {problem}'
+            for number, each in enumerate(cameras)
+            for problem in each.problems
+        ),
+    )

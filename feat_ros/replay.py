@@ -43,6 +43,7 @@ from feat_ros.sfm_map import partial_path, publish, write_text, writing
 from feat_ros.trajectory import Trajectory
 from feat_ros.types import (
     FailureReason,
+    Features,
     FrameRecord,
     JsonDict,
     LocalizationResult,
@@ -304,9 +305,10 @@ class _Observed:
         self.last: tuple[Image, LocalizationResult] | None = None
 
     def localize(
-        self, image_rgb: Image, camera: Camera, prior: PosePrior | None = None
+        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Find the pose of an image."""
+        assert not isinstance(image_rgb, Features)  # a bag holds images
         result = self._localizer.localize(image_rgb, camera, prior)
         self.last = image_rgb, result
         return result

@@ -29,6 +29,7 @@ from feat_ros.image import Image
 from feat_ros.pose_error import normalised_error_squared, pose_error
 from feat_ros.types import (
     FailureReason,
+    Features,
     FrameRecord,
     JsonDict,
     LocalizationResult,
@@ -97,14 +98,14 @@ class Frame:
     """One image and what was known of the robot when it was taken.
 
     :ivar stamp_ns: time of exposure.
-    :ivar image_rgb: (H, W, 3) uint8; or what decodes it, called when its turn has come, so that
-        no work is done for a frame that a newer one replaces.
+    :ivar image_rgb: (H, W, 3) uint8, or its features; or what gives one of them, called when its
+        turn has come, so that no work is done for a frame that a newer one replaces.
     :ivar cam_from_base: where the camera is mounted; None: the camera is the base.
     :ivar odom_from_base: the odometry at the stamp; None: unknown.
     """
 
     stamp_ns: int
-    image_rgb: Image | Callable[[], Image]
+    image_rgb: Image | Features | Callable[[], Image | Features]
     camera: Camera
     cam_from_base: Rigid3d | None = None
     odom_from_base: Rigid3d | None = None
@@ -141,9 +142,9 @@ class FrameLocalizer(Protocol):
     """What the server needs of :class:`feat_ros.localizer.Localizer`."""
 
     def localize(
-        self, image_rgb: Image, camera: Camera, prior: PosePrior | None = None
+        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
     ) -> LocalizationResult:
-        """Find the pose of an image."""
+        """Find the pose of an image, or of features of one."""
         ...
 
 
@@ -213,7 +214,9 @@ class LocalizationServer:
         self._last_problem = ''
         self._latencies: deque[dict[str, float]] = deque(maxlen=self.config.latency_window)
         self._worker: threading.Thread | None = None
-        self._waiting: tuple[Frame, float] | None = None
+        # The newest frame of each camera that is waiting, in order of arrival.
+        self._waiting: dict[int, tuple[Frame, float]] = {}
+        self._camera_ns: dict[int, int] = {}
         self._replaced_ns: list[int] = []
         self._is_stopping = False
         self._bug: Exception | None = None
@@ -224,14 +227,15 @@ class LocalizationServer:
         with self._changed:
             return self._map_from_odom
 
-    def process(self, frame: Frame) -> FrameRecord:
+    def process(self, frame: Frame, camera: int = 0) -> FrameRecord:
         """Localize a frame and return what became of it; waits while another is localized.
 
+        :param camera: which of the robot's cameras took it.
         :raises ImageError: the image is not of the camera's size.
         """
         with self._changed:
             self._counts['frames'] += 1
-        return self._process(frame, {})
+        return self._process(frame, camera, {})
 
     def start(self, on_record: Callable[[FrameRecord], None]) -> None:
         """Start the thread that localizes what is submitted.
@@ -242,15 +246,15 @@ class LocalizationServer:
         with self._changed:
             if self._worker is not None:
                 raise RuntimeError('the server runs already: stop it first')
-            self._waiting, self._replaced_ns = None, []
+            self._waiting, self._replaced_ns = {}, []
             self._is_stopping, self._bug = False, None
             self._worker = threading.Thread(
                 target=self._work, args=(on_record,), name='localization', daemon=True
             )
             self._worker.start()
 
-    def submit(self, frame: Frame) -> None:
-        """Hand over a frame; one that is still waiting is dropped for it.
+    def submit(self, frame: Frame, camera: int = 0) -> None:
+        """Hand over a frame; one of the same camera that is still waiting is dropped for it.
 
         :raises RuntimeError: the server was not started, or ended by a bug.
         """
@@ -259,10 +263,10 @@ class LocalizationServer:
             if self._worker is None or self._is_stopping:
                 raise RuntimeError('the server does not run: start it first')
             self._counts['frames'] += 1
-            if self._waiting is not None:
+            if camera in self._waiting:
                 self._counts['dropped'] += 1
-                self._replaced_ns.append(self._waiting[0].stamp_ns)
-            self._waiting = frame, time.perf_counter()
+                self._replaced_ns.append(self._waiting[camera][0].stamp_ns)
+            self._waiting[camera] = frame, time.perf_counter()
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -336,29 +340,30 @@ class LocalizationServer:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting is not None or self._is_stopping)
-                    waiting, self._waiting = self._waiting, None
+                    self._changed.wait_for(lambda: self._waiting or self._is_stopping)
+                    camera = next(iter(self._waiting), 0)
+                    waiting = self._waiting.pop(camera, None)
                     replaced_ns, self._replaced_ns = self._replaced_ns, []
                 for stamp_ns in replaced_ns:
                     on_record(FrameRecord(stamp_ns, 'dropped', detail='a newer frame came first'))
                 if waiting is None:
                     return
-                on_record(self._process_whatever(*waiting))
+                on_record(self._process_whatever(*waiting, camera))
         except Exception as error:
             _LOG.exception('the localization thread ended by a bug')
             with self._changed:
                 self._bug = error
 
-    def _process_whatever(self, frame: Frame, submitted: float) -> FrameRecord:
+    def _process_whatever(self, frame: Frame, submitted: float, camera: int) -> FrameRecord:
         """Localize a frame; an image that cannot be used is a record too."""
         ms = {'wait': (time.perf_counter() - submitted) * 1e3}
         try:
-            return self._process(frame, ms)
+            return self._process(frame, camera, ms)
         except FeatRosError as error:
             _LOG.debug('frame at %d ns: %s', frame.stamp_ns, error)
             return bad_image(frame.stamp_ns, error, ms)
 
-    def _process(self, frame: Frame, ms: dict[str, float]) -> FrameRecord:
+    def _process(self, frame: Frame, camera: int, ms: dict[str, float]) -> FrameRecord:
         with self._changed:
             self._changed.wait_for(lambda: not self._busy)
             self._busy = True
@@ -369,7 +374,7 @@ class LocalizationServer:
                 image_rgb = image_rgb()
                 ms = ms | {'decode': (time.perf_counter() - started) * 1e3}
             with self._changed:
-                at = self._advance(frame)
+                at = self._advance(frame, camera)
                 localizer, epoch, prior = self._localizer, self._epoch, self._prior(frame, at)
             result = localizer.localize(image_rgb, frame.camera, prior)
             with self._changed:
@@ -390,12 +395,17 @@ class LocalizationServer:
                 self._busy = False
                 self._changed.notify_all()
 
-    def _advance(self, frame: Frame) -> _Waypoint:
+    def _advance(self, frame: Frame, camera: int) -> _Waypoint:
         """Note the frame's stamp and odometry."""
-        if self._way is not None and frame.stamp_ns <= self._way.stamp_ns:
-            behind = (self._way.stamp_ns - frame.stamp_ns) / 1e9
+        before_ns = self._camera_ns.get(camera, 0)
+        if frame.stamp_ns <= before_ns:
+            behind = (before_ns - frame.stamp_ns) / 1e9
             self._reset(f'the clock went back by {behind:g} s' if behind else 'a stamp came twice')
+        self._camera_ns[camera] = frame.stamp_ns
         way = self._way or _Waypoint(frame.stamp_ns, None, False)
+        if frame.stamp_ns < way.stamp_ns:  # another camera's image was taken later, and came first
+            known, odometry = frame.odom_from_base is not None, frame.odom_from_base
+            return replace(way, stamp_ns=frame.stamp_ns, odom_from_base=odometry, is_known=known)
         self._way = way.then(frame.stamp_ns, frame.odom_from_base)
         return self._way
 
@@ -407,7 +417,7 @@ class LocalizationServer:
         radius, angle = options.prior_radius_m, options.prior_angle_deg
         predicted = _predict(fix, at, options)
         if predicted is None:
-            age = (at.stamp_ns - fix.at.stamp_ns) / 1e9
+            age = abs(at.stamp_ns - fix.at.stamp_ns) / 1e9
             radius += options.max_speed_m_s * age
             angle += options.max_turn_deg_s * age
             predicted = fix.map_from_base, fix.covariance
@@ -492,6 +502,7 @@ class LocalizationServer:
         self._counts['resets'] += 1
         self._epoch += 1
         self._way = self._fix = self._hint = self._map_from_odom = None
+        self._camera_ns = {}
 
 
 def bad_image(

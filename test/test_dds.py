@@ -49,8 +49,9 @@ from cyclonedds.pub import DataWriter
 
 from feat_ros.dds.cdr import MESSAGES
 from feat_ros.dds.graph import dds_type, domain_config, Graph, idl_type, ros_domain_id, ros_type
-from feat_ros.dds.live import LiveConfig, run_live
+from feat_ros.dds.live import run_live
 from feat_ros.dds.play import play
+from feat_ros.driver import LiveConfig
 
 ROOT = Path(__file__).parents[1]
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
@@ -120,7 +121,7 @@ class Robot:
 @contextmanager
 def living(localizer: Localizer, **changes: Any) -> Iterator[SimpleNamespace]:
     """Run the localizer in a thread, with a robot beside it."""
-    topics = {'image_topic': IMAGES, 'info_topic': INFO}
+    topics = {'image_topics': [IMAGES], 'info_topics': [INFO], 'depth': 5}
     is_over = threading.Event()
     live = SimpleNamespace(healths=[], figures=None, error=None)
     with Graph() as graph, Graph() as other:
@@ -420,7 +421,7 @@ def test_compressed_and_the_camera_broadcast(localizer: Localizer, scene: Scene)
     picture = scene.room.shoot(CAMERA, walk(9, 0.5)[0], 70)
     jpeg = cv2.imencode('.jpg', picture[:, :, ::-1])[1].ravel()
     stamp_ns = [1_700_000_000 * SECOND]
-    with living(localizer, compressed=True, tf='base', name='localizer') as live:
+    with living(localizer, compressed=True, tf='base') as live:
         robot = live.robot
         send_info(robot)
 
@@ -476,7 +477,7 @@ def test_odometry_and_transforms(localizer: Localizer, scene: Scene) -> None:
 def test_no_odom_without_odometry() -> None:
     with pytest.raises(ConfigError, match='map -> odom needs odometry'):
         LiveConfig(tf='odom')
-    with pytest.raises(ConfigError, match='choose one of odom, base, none'):
+    with pytest.raises(ConfigError, match='choose one of auto, odom, base, none'):
         LiveConfig(tf='earth')
 
 

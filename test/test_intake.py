@@ -275,7 +275,7 @@ def test_the_state_of_a_run(localizer: Localizer) -> None:
     """Every image is localized, refused with a reason or dropped, and the figures say which."""
     bench = Bench()
     server = LocalizationServer(localizer)
-    monitor = Monitor(localizer, server, bench.intake, clock=lambda: bench.now_s)
+    monitor = Monitor(localizer, server, [bench.intake], clock=lambda: bench.now_s)
     bench.intake.camera_info(info())
     bench.intake.image(image(START))
     bench.intake.image(image(0))
@@ -334,7 +334,7 @@ def test_what_is_replaced_is_not_decoded() -> None:
     records: list[FrameRecord] = []
 
     class Slow:
-        def localize(self, image_rgb: Image, camera: Any, prior: Any = None) -> Any:
+        def localize(self, image_rgb: Any, camera: Any, prior: Any = None) -> Any:
             raise AssertionError('never decoded')
 
     def decode(number: int) -> Image:

@@ -23,6 +23,7 @@ from feat_ros.server import Frame, LocalizationServer, ServerConfig
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import (
     FailureReason,
+    Features,
     FrameRecord,
     LocalizationResult,
     PoseEstimate,
@@ -47,7 +48,7 @@ class Script:
         self.priors: list[PosePrior | None] = []
 
     def localize(
-        self, image_rgb: Image, camera: Camera, prior: PosePrior | None = None
+        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Give the next answer."""
         self.priors.append(prior)
@@ -62,7 +63,7 @@ class Gate:
         self.entered, self.go = threading.Semaphore(0), threading.Semaphore(0)
 
     def localize(
-        self, image_rgb: Image, camera: Camera, prior: PosePrior | None = None
+        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Say that it was entered, then wait."""
         self.entered.release()
@@ -536,7 +537,7 @@ class Broken:
         self.error = error
 
     def localize(
-        self, image_rgb: Image, camera: Camera, prior: PosePrior | None = None
+        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Raise."""
         raise self.error
@@ -595,7 +596,7 @@ class Counting:
         self.inside = self.most = self.calls = 0
 
     def localize(
-        self, image_rgb: Image, camera: Camera, prior: PosePrior | None = None
+        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Give other threads a chance to come in too."""
         self.inside += 1

@@ -21,6 +21,7 @@ from feat_ros import config
 from feat_ros.cli.common import add_command, add_extractor_options, check_writable
 from feat_ros.cli.localize import open_localizer
 from feat_ros.config import Config, option
+from feat_ros.driver import LiveConfig
 from feat_ros.intake import IntakeConfig
 from feat_ros.localizer import LocalizerConfig
 from feat_ros.monitor import Health
@@ -52,19 +53,28 @@ def add_parser(commands: Any) -> None:
         config.describe(LiveOptions),
     )
     live.add_argument('--map', type=Path, required=True, metavar='MAP', help='the map folder')
-    live.add_argument('--image-topic', required=True, metavar='T', help='Image')
-    live.add_argument('--compressed', action='store_true', help='the images are CompressedImage')
-    live.add_argument('--info-topic', required=True, metavar='T', help='CameraInfo')
     live.add_argument(
-        '--odom-topic', metavar='T', help='Odometry, for the prior, for gating and for map -> odom'
+        '--image-topic', required=True, action='append', metavar='T', dest='image_topics',
+        help='Image; repeat for more cameras',
+    )  # fmt: skip
+    live.add_argument('--compressed', action='store_true', help='the images are CompressedImage')
+    live.add_argument(
+        '--info-topic', action='append', metavar='T', dest='info_topics',
+        help='CameraInfo of each; default: camera_info beside each image topic',
+    )  # fmt: skip
+    live.add_argument(
+        '--odom-topic',
+        metavar='T',
+        default='',
+        help='Odometry, for the prior, for gating and for map -> odom',
     )
     live.add_argument(
-        '--base-frame', metavar='FRAME',
+        '--base-frame', metavar='FRAME', default='',
         help="whose poses are published, by TF; default: the odometry's child frame, or the "
         "image's frame",
     )  # fmt: skip
     live.add_argument(
-        '--tf', choices=('odom', 'base', 'none'),
+        '--tf', choices=('odom', 'base', 'none'), default='auto',
         help='what is broadcast: map -> odom, map -> base, nothing; default: odom where '
         'there is odometry',
     )  # fmt: skip
@@ -111,28 +121,28 @@ def add_parser(commands: Any) -> None:
 def run_live(args: argparse.Namespace) -> dict[str, Any]:
     """Localize until interrupted; return the figures."""
     from feat_ros.dds.graph import Graph
-    from feat_ros.dds.live import LiveConfig, run_live
+    from feat_ros.dds.live import run_live
 
     if args.json is not None:
         check_writable(args.json)
     options = config.parse_options(LiveOptions, args.options)
-    source = LiveConfig(
-        image_topic=args.image_topic,
-        info_topic=args.info_topic,
+    topics = LiveConfig(
+        image_topics=args.image_topics,
+        info_topics=args.info_topics or [],
         odometry_topic=args.odom_topic,
         compressed=args.compressed,
         base_frame=args.base_frame,
-        tf=args.tf or ('none' if args.odom_topic is None else 'odom'),
-        name=args.name,
+        tf=args.tf,
         depth=args.depth,
     )
     localizer = open_localizer(args.map, options.localizer, None, args.extractor_option)
     show = _Show()
     with _until_interrupted(args.duration) as is_over, Graph() as graph:
-        print(f'domain {graph.domain_id}, {args.image_topic} -> /{args.name}/pose', flush=True)
+        images = ', '.join(args.image_topics)
+        print(f'domain {graph.domain_id}, {images} -> /{args.name}/pose', flush=True)
         figures = run_live(
-            graph, localizer, source, options.server, options.intake,
-            is_over=is_over, on_health=show,
+            graph, localizer, topics, options.server, options.intake,
+            name=args.name, is_over=is_over, on_health=show,
         )  # fmt: skip
     show.end()
     print(f'{figures["num_localized"]} of {figures["num_queries"]} localized')
