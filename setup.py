@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package, for pip and for colcon (ament_python)."""
 
+import os
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 NAME = 'feat_ros'
 
+# Executables for ros2 run; where there is no ROS they would only be in the way.
+NODES = ('localizer', 'extractor') if 'AMENT_PREFIX_PATH' in os.environ else ()
 MAP = ['pycolmap>=4,<5', 'scipy', 'matplotlib', 'tqdm', 'rosbags>=0.11.6']
 # What torch exports with, and ONNX Runtime to check it.
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
@@ -55,6 +58,12 @@ setup(
         'test': TEST,
         'dev': [*MAP, *EXPORT, *TEST, 'pytest-xdist', 'ruff', 'mypy', *X86_ONLY],
     },
-    entry_points={'console_scripts': [f'{NAME} = {NAME}.cli:main']},
+    entry_points={
+        'console_scripts': [
+            f'{NAME} = {NAME}.cli:main',
+            # Found by ros2 run.
+            *(f'{node} = {NAME}.nodes.{node}:main' for node in NODES),
+        ]
+    },
     zip_safe=False,
 )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from feat_ros.errors import MapError, MessageError
 from feat_ros.geometry import Rigid3d
+from feat_ros.image import Image
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import Features, FrameRecord
 
@@ -29,6 +30,8 @@ _FEATURE_FIELDS = ('u', 'v', 'score', 'stability', 'pixel_sigma')
 # sensor_msgs/PointField
 _INT8, _FLOAT32 = 1, 7
 _POINT_FIELDS = {np.dtype('i1'): _INT8, np.dtype('<f4'): _FLOAT32}
+# Points of a cloud for looking at.
+_MAX_CLOUD = 200_000
 # A normal error in three dimensions is within so many standard deviations in 95 % of cases.
 _SIGMAS_95 = 2.796
 
@@ -166,9 +169,22 @@ def features_from_cloud(message: Any, name: str) -> Features:
     )
 
 
+def image(image_rgb: Image, stamp_ns: int, frame_id: str) -> Values:
+    """Return an RGB (H, W, 3) uint8 image as a sensor_msgs/Image."""
+    height, width = image_rgb.shape[:2]
+    return {
+        'header': header(stamp_ns, frame_id),
+        'height': height,
+        'width': width,
+        'encoding': 'rgb8',
+        'step': 3 * width,
+        'data': image_rgb.tobytes(),
+    }
+
+
 def map_points(sfm_map: SfmMap) -> Values:
-    """Return the points of a map as a sensor_msgs/PointCloud2: x y z stability."""
-    ids = np.arange(sfm_map.num_points)
+    """Return points of a map as a sensor_msgs/PointCloud2: x y z stability; not all of many."""
+    ids = np.arange(0, sfm_map.num_points, 1 + sfm_map.num_points // _MAX_CLOUD)
     points = np.zeros(len(ids), [(name, '<f4') for name in ('x', 'y', 'z', 'stability')])
     xyz, _ = sfm_map.points(ids)
     points['x'], points['y'], points['z'] = xyz.T
@@ -176,13 +192,25 @@ def map_points(sfm_map: SfmMap) -> Values:
     return point_cloud(header(0, sfm_map.manifest.frame_id), points)
 
 
-def path(records: Sequence[FrameRecord], map_frame: str) -> Values:
-    """Return the poses of localized frames as a nav_msgs/Path."""
-    poses = []
-    for record in records:
-        stamped = pose_with_covariance(record, map_frame)
-        poses.append({'header': stamped['header'], 'pose': stamped['pose']['pose']})
-    return {'header': poses[-1]['header'], 'poses': poses}
+def pose_stamped(record: FrameRecord, map_frame: str) -> Values:
+    """Return the pose of a localized frame as a geometry_msgs/PoseStamped."""
+    stamped = pose_with_covariance(record, map_frame)
+    return {'header': stamped['header'], 'pose': stamped['pose']['pose']}
+
+
+def features_info(extractor: Any, size_wh: tuple[int, int]) -> Values:
+    """Return whose features a topic carries as a diagnostic_msgs/DiagnosticStatus.
+
+    :param extractor: an :class:`feat_ros.extractors.Extractor`.
+    :param size_wh: of the images that they are of.
+    """
+    values = {
+        'extractor': extractor.name,
+        'weights_sha256': extractor.weights_sha256,
+        'width': size_wh[0],
+        'height': size_wh[1],
+    }
+    return diagnostic_status('features', extractor.name, [], values, is_error=False)
 
 
 def markers(record: FrameRecord, map_frame: str) -> Values:

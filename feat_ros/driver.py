@@ -16,15 +16,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from feat_ros import conversions
+from feat_ros.bags import image_from_message
 from feat_ros.config import Config, option
 from feat_ros.conversions import Values
 from feat_ros.errors import ConfigError, DataError, FeatRosError
 from feat_ros.geometry import Rigid3d
+from feat_ros.image import Image
 from feat_ros.intake import Intake, IntakeConfig
 from feat_ros.localizer import Localizer
 from feat_ros.monitor import Health, Monitor
 from feat_ros.server import LocalizationServer, ServerConfig
-from feat_ros.types import FrameRecord, PosePrior
+from feat_ros.types import Features, FrameRecord, PosePrior
 
 # What is published, and its type; the names of the topics are the door's.
 OUTPUTS = {
@@ -76,8 +78,7 @@ class LiveConfig(Config):
         if not images or not all(images):
             raise ConfigError(f'image_topics is {images}: name at least one topic')
         if not infos:
-            infos = [f'{topic.rpartition("/")[0]}/camera_info'.lstrip('/') for topic in images]
-            infos = ['/' * i.startswith('/') + n for i, n in zip(images, infos, strict=True)]
+            infos = [info_topic(topic) for topic in images]
             object.__setattr__(self, 'info_topics', infos)
         if len(infos) != len(images) or len(set(images)) != len(images):
             raise ConfigError(
@@ -96,7 +97,9 @@ class Driver:
     :meth:`report` each second.
 
     :param publish: takes the name of one of :data:`OUTPUTS` and the values of its message.
-    :param on_record: gets what became of each frame, with the frame of its camera.
+    :param on_record: gets what became of each frame.
+    :param decode: makes what is localized of an image message, with the number of its camera and
+        a name for errors; images by default.
     :raises MapError: the scale of the map is unknown.
     """
 
@@ -104,9 +107,10 @@ class Driver:
         self, localizer: Localizer, config: LiveConfig, server_config: ServerConfig | None,
         intake_config: IntakeConfig | None, publish: Publish,
         on_record: Callable[[FrameRecord], None] = lambda record: None,
+        decode: Callable[[int, Any, str], Image | Features] | None = None,
     ) -> None:  # fmt: skip
         conversions.check_metric(localizer.map)
-        self.config = config
+        self.config, self.localizer = config, localizer
         self.map_frame = localizer.map.manifest.frame_id
         self.is_paused = False
         self.server = LocalizationServer(localizer, server_config)
@@ -114,6 +118,7 @@ class Driver:
             Intake(
                 partial(self.server.submit, camera=number), intake_config,
                 base_frame=config.base_frame, has_odometry=bool(config.odometry_topic),
+                decode=partial(decode or decode_image_message, number),
             )
             for number in range(len(config.image_topics))
         ]  # fmt: skip
@@ -176,7 +181,7 @@ class Driver:
         :raises MapError: its scale is unknown; the old one stays.
         """
         conversions.check_metric(localizer.map)
-        self.map_frame = localizer.map.manifest.frame_id
+        self.localizer, self.map_frame = localizer, localizer.map.manifest.frame_id
         self.server.set_map(localizer)
         self.monitor.set_map(localizer)
 
@@ -234,6 +239,17 @@ class Driver:
     def _is_ours(self, transform: Any) -> bool:
         stamp = transform.header.stamp
         return (stamp.sec * 10**9 + stamp.nanosec, transform.child_frame_id) in self._sent
+
+
+def decode_image_message(_: int, message: Any, name: str) -> Image:
+    """Decode an image, whichever camera it is of; see :func:`image_from_message`."""
+    return image_from_message(message, name)
+
+
+def info_topic(image_topic: str) -> str:
+    """Return where image_transport's publishers put the CameraInfo of an image topic."""
+    folder, slash, _ = image_topic.removesuffix('/compressed').rpartition('/')
+    return f'{folder}{slash}camera_info'
 
 
 def map_path(url: str) -> Path:

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from feat_ros.camera import Camera
 from feat_ros.config import Config, from_dict, option
 from feat_ros.errors import ImageError
-from feat_ros.extractors import Extractor
+from feat_ros.extractors import create_extractor, Extractor, parse_extractor_options
 from feat_ros.geometry import rotation_angle_deg
 from feat_ros.image import Image
 from feat_ros.matching import mutual_nearest
@@ -63,6 +64,30 @@ class LocalizerConfig(Config):
     )
     prior_images: int = option(
         20, 'images near a prior whose points are matched', minimum=1, maximum=1000
+    )
+
+
+def open_localizer(
+    map_path: str | Path,
+    options: LocalizerConfig | None = None,
+    extractor: str | None = None,
+    extractor_options: Sequence[str] = (),
+) -> Localizer:
+    """Open a map with the extractor it was built with.
+
+    :param extractor: its name, where that is to be checked.
+    :param extractor_options: ``NAME=VALUE`` words that change how it was made.
+    :raises MapError: the map cannot be used, or was built with another extractor.
+    :raises ConfigError: an unknown option, or a value out of range.
+    """
+    options = options or LocalizerConfig()
+    sfm_map = SfmMap(map_path)
+    built = sfm_map.manifest.extractor
+    name = extractor or built.name
+    sfm_map.check_extractor(name)
+    chosen = {**built.options, **parse_extractor_options(name, extractor_options)}
+    return Localizer(
+        sfm_map, create_extractor(name, **chosen), create_retriever(sfm_map, options), options
     )
 
 

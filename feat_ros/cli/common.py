@@ -16,7 +16,6 @@ from typing import Any, cast, IO
 import numpy as np
 import numpy.typing as npt
 
-from feat_ros import config
 from feat_ros.camera import Camera
 from feat_ros.colmap_files import read_queries
 from feat_ros.errors import DataError
@@ -56,17 +55,6 @@ def add_extractor_options(parser: argparse.ArgumentParser) -> None:
         '--extractor-option', action='append', default=[], metavar='NAME=VALUE',
         help='an option of the extractor, for instance max_keypoints=2048; repeat for more',
     )  # fmt: skip
-
-
-def extractor_options(name: str, pairs: list[str]) -> dict[str, Any]:
-    """Return those options that ``NAME=VALUE`` words set.
-
-    :raises ConfigError: an unknown extractor or option, or a value out of range.
-    """
-    from feat_ros.extractors import extractor_config
-
-    made = config.to_dict(config.parse_options(extractor_config(name), pairs))
-    return {word.partition('=')[0]: made[word.partition('=')[0]] for word in pairs}
 
 
 def camera_of_all(path: Path) -> Camera:

@@ -19,11 +19,10 @@ from typing import Any
 
 from feat_ros import config
 from feat_ros.cli.common import add_command, add_extractor_options, check_writable
-from feat_ros.cli.localize import open_localizer
 from feat_ros.config import Config, option
 from feat_ros.driver import LiveConfig
 from feat_ros.intake import IntakeConfig
-from feat_ros.localizer import LocalizerConfig
+from feat_ros.localizer import LocalizerConfig, open_localizer
 from feat_ros.monitor import Health
 from feat_ros.server import ServerConfig
 

@@ -18,7 +18,6 @@ from feat_ros.cli.common import (
     add_command,
     add_extractor_options,
     check_writable,
-    extractor_options,
     progress,
     write_arrays,
     write_output,
@@ -26,10 +25,9 @@ from feat_ros.cli.common import (
 from feat_ros.colmap_files import format_poses, read_poses, read_queries
 from feat_ros.errors import DataError
 from feat_ros.evaluation import compare_poses, covariance_report, latency_summary, summarise
-from feat_ros.extractors import create_extractor, EXTRACTORS
+from feat_ros.extractors import create_extractor, EXTRACTORS, parse_extractor_options
 from feat_ros.image import read_image
-from feat_ros.localizer import create_retriever, Localizer, LocalizerConfig
-from feat_ros.sfm_map import SfmMap
+from feat_ros.localizer import Localizer, LocalizerConfig, open_localizer
 from feat_ros.types import LocalizationResult, PoseEstimate
 
 
@@ -127,23 +125,6 @@ def run_localize(args: argparse.Namespace) -> dict[str, Any]:
     total = figures['latency_ms']['total']
     print(f'  {total["p50"]:.0f} ms an image (median), {total["p95"]:.0f} ms (95 %)')
     return figures
-
-
-def open_localizer(
-    map_path: Path, options: LocalizerConfig, extractor: str | None, words: list[str]
-) -> Localizer:
-    """Open a map with the extractor it was built with, changed by ``NAME=VALUE`` words.
-
-    :raises MapError, ConfigError: the map cannot be used, or was built with another extractor.
-    """
-    sfm_map = SfmMap(map_path)
-    built = sfm_map.manifest.extractor
-    name = extractor or built.name
-    sfm_map.check_extractor(name)
-    chosen = {**built.options, **extractor_options(name, words)}
-    return Localizer(
-        sfm_map, create_extractor(name, **chosen), create_retriever(sfm_map, options), options
-    )
 
 
 def localize_all(
@@ -250,7 +231,7 @@ def run_extract(args: argparse.Namespace) -> dict[str, Any]:
         if path is not None:
             check_writable(path)
     extractor = create_extractor(
-        args.extractor, **extractor_options(args.extractor, args.extractor_option)
+        args.extractor, **parse_extractor_options(args.extractor, args.extractor_option)
     )
     drawn = []
     arrays: dict[str, Any] = {}

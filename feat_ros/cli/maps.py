@@ -22,7 +22,6 @@ from feat_ros.cli.common import (
     camera_of_all,
     check_writable,
     command_line,
-    extractor_options,
     progress,
 )
 from feat_ros.colmap_files import (
@@ -34,7 +33,7 @@ from feat_ros.colmap_files import (
     select_images,
 )
 from feat_ros.errors import DataError
-from feat_ros.extractors import create_extractor
+from feat_ros.extractors import create_extractor, parse_extractor_options
 from feat_ros.map_builder import build_map, BuildConfig, check_out
 from feat_ros.sfm_map import partial_path, SfmMap
 
@@ -182,7 +181,7 @@ def run_build(args: argparse.Namespace) -> dict[str, Any]:
     has_robot_poses = args.pose_topic is not None or args.tf is not None
     options = config.parse_options(BuildConfig, [*(_ROBOT_POSES if has_robot_poses else ()), *own])
     extractor = create_extractor(
-        args.extractor, **extractor_options(args.extractor, args.extractor_option)
+        args.extractor, **parse_extractor_options(args.extractor, args.extractor_option)
     )
     check_out(args.out, overwrite=args.overwrite)
     source: dict[str, Any] = {'command': command_line()}

@@ -17,9 +17,8 @@ from feat_ros.cli.common import (
     command_line,
     progress,
 )
-from feat_ros.cli.localize import open_localizer
 from feat_ros.config import Config, option
-from feat_ros.localizer import LocalizerConfig
+from feat_ros.localizer import LocalizerConfig, open_localizer
 from feat_ros.replay import replay, ReplaySource
 from feat_ros.server import ServerConfig
 

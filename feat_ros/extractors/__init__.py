@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from feat_ros import config
@@ -52,6 +52,15 @@ def extractor_config(name: str) -> type[Any]:
     if name not in EXTRACTORS:
         raise ConfigError(f'unknown extractor {name!r}; choose one of: {", ".join(EXTRACTORS)}')
     return EXTRACTORS[name][1]
+
+
+def parse_extractor_options(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return those options of an extractor that ``NAME=VALUE`` words set.
+
+    :raises ConfigError: an unknown extractor or option, or a value out of range.
+    """
+    made = config.to_dict(config.parse_options(extractor_config(name), words))
+    return {word.partition('=')[0]: made[word.partition('=')[0]] for word in words}
 
 
 def create_extractor(name: str, **options: Any) -> Extractor:

@@ -1,0 +1,11 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Localize a camera in a map: ros2 launch feat_ros localize.launch.py map:=MAP image:=TOPIC."""
+
+from feat_ros.nodes.launching import description, LOCALIZE_ARGUMENTS, localize_actions
+from launch import LaunchDescription
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return the nodes."""
+    return description(__file__, LOCALIZE_ARGUMENTS, localize_actions)
