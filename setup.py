@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 NAME = 'feat_ros'
 
 # Executables for ros2 run; where there is no ROS they would only be in the way.
-NODES = ('localizer', 'extractor') if 'AMENT_PREFIX_PATH' in os.environ else ()
+NODES = ('localizer', 'extractor', 'recorder') if 'AMENT_PREFIX_PATH' in os.environ else ()
 MAP = ['pycolmap>=4,<5', 'scipy', 'matplotlib', 'tqdm', 'rosbags>=0.11.6']
 # What torch exports with, and ONNX Runtime to check it.
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']

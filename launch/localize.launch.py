@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Localize a camera in a map: ros2 launch feat_ros localize.launch.py map:=MAP image:=TOPIC."""
 
-from feat_ros.nodes.launching import description, LOCALIZE_ARGUMENTS, localize_actions
+from feat_ros.nodes.launching import description, localize_actions, LOCALIZE_ARGUMENTS
 from launch import LaunchDescription
 
 

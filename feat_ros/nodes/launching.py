@@ -4,20 +4,32 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
+    OpaqueFunction,
+    RegisterEventHandler,
+    Shutdown,
+    TimerAction,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import matches_action
+from launch.events.process import SignalProcess
 from launch_ros.actions import Node
 
 from feat_ros.driver import info_topic, map_path
 from feat_ros.errors import ConfigError
 from feat_ros.extractors import extractor_config
 from feat_ros.sfm_map import read_manifest
+from launch import LaunchDescription
 
 _YES_NO = ('true', 'false')
 # Name: (default, description, choices). An empty default leaves the word to the parameter file,
@@ -39,7 +51,28 @@ LOCALIZE_ARGUMENTS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     'namespace': ('', 'of the nodes', ()),
     'params_file': ('', 'a YAML file of parameters, for instance config/jetson.yaml', ()),
 }  # fmt: skip
+REPLAY_ARGUMENTS = {
+    'bag': ('', 'a ROS 2 bag with images, CameraInfo and transforms', ()),
+    'out': ('replay_out', 'folder for trajectory.tum and summary.json', ()),
+    'rate': ('1.0', 'so many times as fast', ()),
+    'truth': ('', 'topic with the true pose of the same frame in the map', ()),
+    'truth_kind': ('odometry', 'its type', ('odometry', 'pose', 'stamped')),
+    'min_poses': ('1', 'fewer poses are a failure', ()),
+    'max_error_m': ('0.0', 'a larger median error is a failure; 0: none is', ()),
+    **{name: value for name, value in LOCALIZE_ARGUMENTS.items() if name != 'use_sim_time'},
+}
+MAP_ARGUMENTS = {
+    'out': ('', 'the map folder to write', ()),
+    'bag': ('', 'a ROS 2 bag', ()),
+    'image': ('', 'topic of the images', ()),
+    'camera_info': ('', 'topic of CameraInfo', ()),
+    'poses': ('', 'topic of the poses of the camera or base; default: made from the images', ()),
+    'tf_frame': ('', 'the frame of TF that the map is in; instead of poses', ()),
+    'extractor': ('', 'which features; default: that of "feat_ros map build"', ()),
+}
 Arguments = Mapping[str, tuple[str, str, tuple[str, ...]]]
+# What is on its way when the bag ends is waited for.
+_SETTLE_S = 3.0
 
 
 def share(*parts: str) -> Path:
@@ -87,7 +120,11 @@ def localize_actions(values: Mapping[str, str]) -> list[Any]:
     chosen: dict[str, Any] = {'map': where, 'image_topics': images}
     if values['camera_info']:
         chosen['info_topics'] = values['camera_info'].split(',')
-    for name, parameter in (('odom', 'odometry_topic'), ('base_frame', 'base_frame'), ('tf', 'tf')):
+    for name, parameter in (
+        ('odom', 'odometry_topic'),
+        ('base_frame', 'base_frame'),
+        ('tf', 'tf'),
+    ):
         if values[name]:
             chosen[parameter] = values[name]
     common = {name: values[name] == 'true' for name in ('use_sim_time', 'autostart')}
@@ -114,6 +151,60 @@ def localize_actions(values: Mapping[str, str]) -> list[Any]:
     return nodes
 
 
+def replay_actions(values: Mapping[str, str]) -> list[Any]:
+    """Return bag, nodes and recorder of ``replay.launch.py``; a failure is the exit code."""
+    if not values['bag']:
+        raise ConfigError('no bag is named: add bag:=FOLDER')
+    recorder = _node(
+        'recorder', {**values, 'params_file': ''},
+        {
+            'out': values['out'], 'truth_topic': values['truth'],
+            'truth_kind': values['truth_kind'], 'min_poses': int(values['min_poses']),
+            'max_error_m': float(values['max_error_m']),
+        },
+    )  # fmt: skip
+    rate = ['--rate', values['rate']]
+    bag = ExecuteProcess(
+        cmd=['ros2', 'bag', 'play', values['bag'], *rate, '--clock'], output='screen'
+    )
+
+    def conclude(event: Any, context: Any) -> list[Any]:
+        if event.returncode:
+            raise RuntimeError('the replay failed: see what the recorder says above')
+        return [Shutdown(reason='the replay is over')]
+
+    end = EmitEvent(
+        event=SignalProcess(signal_number=signal.SIGINT, process_matcher=matches_action(recorder))
+    )
+    settle = [TimerAction(period=_SETTLE_S, actions=[end])]
+    return [
+        *localize_actions({**values, 'use_sim_time': 'true'}),
+        recorder,
+        # Nodes that are not there yet would miss the first images.
+        TimerAction(period=_SETTLE_S, actions=[bag]),
+        RegisterEventHandler(OnProcessExit(target_action=bag, on_exit=settle)),
+        RegisterEventHandler(OnProcessExit(target_action=recorder, on_exit=conclude)),
+    ]
+
+
+def map_actions(values: Mapping[str, str]) -> list[Any]:
+    """Return the command of ``map.launch.py``."""
+    missing = [name for name in ('bag', 'image', 'camera_info', 'out') if not values[name]]
+    if missing:
+        raise ConfigError(f'{missing[0]} is not named: add {missing[0]}:=...')
+    command = ['ros2', 'run', 'feat_ros', 'feat_ros', 'map', 'build']
+    command += ['--out', values['out'], '--bag', values['bag']]
+    options = {
+        'image': '--image-topic', 'camera_info': '--info-topic', 'poses': '--pose-topic',
+        'tf_frame': '--tf', 'extractor': '--extractor',
+    }  # fmt: skip
+    for name, word in options.items():
+        command += [word, values[name]] if values[name] else []
+    return [
+        Node(package='feat_ros', executable=command[0], arguments=command[1:], output='screen')
+    ]
+
+
 def _node(name: str, values: Mapping[str, str], parameters: dict[str, Any]) -> Any:
     files = [values['params_file']] if values['params_file'] else []
     for file in files:
@@ -136,4 +227,3 @@ def _extractor_parameters(where: str) -> dict[str, Any]:
         if value != getattr(defaults, name)
     ]
     return {'extractor': built.name, **({'extractor_options': words} if words else {})}
-

@@ -47,6 +47,10 @@ class Shell(LifecycleNode):
     def cleanup(self) -> None:
         """Let go of what was opened."""
 
+    def finish(self) -> int:
+        """Say the last word before the end; return the exit code."""
+        return 0
+
     def every(self, seconds: float, do: Any) -> Any:
         """Call something again and again, also while the ROS clock stands still."""
         return self.create_timer(seconds, do, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -117,6 +121,7 @@ def run(make: Any) -> int:
         is_over, code = [True], 1
     while not is_over:
         executor.spin_once(_SPIN_S)
+    code = code or node.finish()
     node.deactivate()
     node.cleanup()
     executor.shutdown()
