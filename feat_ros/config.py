@@ -8,6 +8,7 @@ default; command lines, ROS parameters and manifests are derived from them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import types
@@ -127,14 +128,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def parse_options(cls: type[T], pairs: typing.Iterable[str]) -> T:
+def parse_options(
+    cls: type[T], pairs: typing.Iterable[str], base: Mapping[str, Any] | None = None
+) -> T:
     """Make a configuration from ``name=value`` words of a command line.
 
     A dot reaches into a nested configuration: ``pnp.max_error_px=6``.
 
+    :param base: plain values that the words go before, as :func:`from_dict` takes them.
     :raises ConfigError: a word without ``=``, an unknown name or an unusable value.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = copy.deepcopy(dict(base or {}))
     for pair in pairs:
         path, separator, text = pair.partition('=')
         if not separator:
@@ -186,6 +190,8 @@ def describe(options: Any, prefix: str = '') -> list[str]:
         ]
         limits += [f'one of {", ".join(map(str, data["choices"]))}'] if data['choices'] else []
         extent = f' ({" ".join(limits)})' if limits else ''
-        value = field.default if is_class else getattr(options, field.name)
+        value = getattr(options, field.name, field.default)
+        if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
         lines.append(f'{prefix}{field.name}={value}  {data["description"]}{extent}')
     return lines

@@ -13,6 +13,7 @@ torch = pytest.importorskip('torch', reason='torch is not installed')
 from feat_ros.training import losses  # noqa: E402
 
 ROWS, COLUMNS = [0, 2, 5], [3, 1, 4]
+PARTNER = [3, -1, 1, -1, -1, 4]
 
 
 def unit(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -25,7 +26,7 @@ def test_dual_softmax_is_two_cross_entropies() -> None:
     a, b, scale = unit(rng, 6), unit(rng, 5), 7.0
     found = losses.dual_softmax_loss(
         torch.from_numpy(a), torch.from_numpy(b), torch.tensor(scale, dtype=torch.float64),
-        torch.tensor(ROWS), torch.tensor(COLUMNS),
+        torch.tensor(PARTNER),
     )  # fmt: skip
     logits = scale * a @ b.T
     total = 0.0
@@ -47,9 +48,7 @@ def test_right_matches_are_right() -> None:
     rng = np.random.default_rng(2)
     a = torch.from_numpy(unit(rng, 6))
     order = torch.from_numpy(rng.permutation(6))
-    found = losses.dual_softmax_loss(
-        a, a[order], torch.tensor(50.0, dtype=torch.float64), order, torch.arange(6)
-    )
+    found = losses.dual_softmax_loss(a[order], a, torch.tensor(50.0, dtype=torch.float64), order)
     assert found.is_right_a.all()
     assert found.is_right_b.all()
 
@@ -60,17 +59,15 @@ def test_the_gradient_of_dual_softmax() -> None:
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
 
     def loss(a: object, b: object, scale: object) -> object:
-        return losses.dual_softmax_loss(
-            a, b, scale, torch.tensor(ROWS), torch.tensor(COLUMNS)
-        ).loss  # fmt: skip
+        return losses.dual_softmax_loss(a, b, scale, torch.tensor(PARTNER)).loss
 
     assert torch.autograd.gradcheck(loss, (a, b, scale))
 
 
 def test_without_a_match_there_is_nothing_to_learn() -> None:
     a = torch.eye(4).requires_grad_()
-    none = torch.zeros(0, dtype=torch.int64)
-    found = losses.dual_softmax_loss(a, torch.eye(4), torch.tensor(5.0), none, none)
+    none = torch.full((4,), -1)
+    found = losses.dual_softmax_loss(a, torch.eye(4), torch.tensor(5.0), none)
     found.loss.backward()
     assert found.loss.item() == 0
     assert not a.grad.any()

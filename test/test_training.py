@@ -22,18 +22,22 @@ from feat_ros.errors import ConfigError, DataError  # noqa: E402
 from feat_ros.extractors import create_extractor  # noqa: E402
 from feat_ros.models.weights import load_weights  # noqa: E402
 from feat_ros.semantics import StabilityGroup  # noqa: E402
-from feat_ros.training import augment, checkpoint, pairs  # noqa: E402
-from feat_ros.training.lite import learning_rate, LiteConfig, Run  # noqa: E402
-from feat_ros.training.pairs import PairConfig, PairMaker  # noqa: E402
-from feat_ros.training.town_cache import (  # noqa: E402
-    project,
-    TownCache,
+from feat_ros.training import augment, checkpoint, pairs, pictures  # noqa: E402
+from feat_ros.training.configs import (  # noqa: E402
+    LightConfig,
+    LiteConfig,
+    PairConfig,
+    Sfd2Config,
     TownCacheConfig,
-    write_town_cache,
 )
+from feat_ros.training.pairs import PairMaker  # noqa: E402
+from feat_ros.training.run import learning_rate, Run  # noqa: E402
+from feat_ros.training.sfd2 import cell_targets  # noqa: E402
+from feat_ros.training.systems import get_system, SYSTEMS  # noqa: E402
+from feat_ros.training.town_cache import TownCache, TownViews, write_town_cache  # noqa: E402
 
 Float = npt.NDArray[np.float64]
-PLAIN = augment.LightConfig(
+PLAIN = LightConfig(
     night_share=0.0, shadow_share=0.0, motion_blur_share=0.0, blur_share=0.0, jpeg_share=0.0
 )
 SMALL = PairConfig(pairs=2, size=96, points=50, town_share=0.0)
@@ -69,59 +73,116 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> TownCache:
     return TownCache(folder)
 
 
+def lit(image: npt.NDArray[np.uint8], config: LightConfig, seed: int, *, night: bool) -> Any:
+    """Twelve views of one picture in other light, (12, S, S, 3)."""
+    planes = torch.from_numpy(image).permute(2, 0, 1).float().expand(12, -1, -1, -1)
+    generator = torch.Generator().manual_seed(seed)
+    found = augment.change_light(planes, config, generator, torch.full((12,), night))
+    return found.permute(0, 2, 3, 1).numpy()
+
+
 def test_a_night_is_darker_and_noisier() -> None:
     image = np.full((64, 64, 3), 200, np.uint8)
     config = replace(PLAIN, night_share=1.0, darkest=0.05, brightest=0.05)
-    nights = [
-        augment.change_light(image, config, np.random.default_rng(seed), may_be_night=True)
-        for seed in range(12)
-    ]
-    days = [
-        augment.change_light(image, config, np.random.default_rng(seed), may_be_night=False)
-        for seed in range(12)
-    ]
-    assert np.median([each.mean() for each in nights]) < 120 < np.min([d.mean() for d in days])
-    assert np.median([each.std() for each in nights]) > 2 * np.median([d.std() for d in days])
+    nights, days = (lit(image, config, 1, night=night) for night in (True, False))
+    assert np.median(nights.mean((1, 2, 3))) < 120 < np.min(days.mean((1, 2, 3)))
+    assert np.median(nights.std((1, 2, 3))) > 2 * np.median(days.std((1, 2, 3)))
 
 
 def test_a_change_of_light_moves_nothing(photos: Path) -> None:
     image = cv2.imread(str(photos / '0.png'))[:96, :96]
-    config = replace(augment.LightConfig(), night_share=1.0, darkest=0.3, brightest=0.7)
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        view = augment.change_light(image, config, rng, may_be_night=True)
-        again = augment.change_light(
-            image, config, np.random.default_rng(seed), may_be_night=True
-        )  # fmt: skip
-        assert view.dtype == np.uint8
-        assert_array_equal(view, again)
+    config = LightConfig(night_share=1.0, darkest=0.3, brightest=0.7)
+    views = lit(image, config, 2, night=True)
+    assert_array_equal(views, lit(image, config, 2, night=True))
+    assert_array_equal(views, np.rint(views).clip(0, 255))
+    for view in views:
         a, b = (cv2.GaussianBlur(each.astype(float).mean(2), (0, 0), 2) for each in (image, view))
         shift, _ = cv2.phaseCorrelate(a - a.mean(), b - b.mean())
         assert np.abs(shift).max() < 0.35
 
 
-def test_noise_is_of_unit_deviation() -> None:
-    piece = augment.noise(200, 300, np.random.default_rng(1))
-    assert piece.shape == (200, 300, 3)
-    assert_allclose([piece.mean(), piece.std()], [0, 1], atol=0.02)
-    assert augment.noise(30, 1100, np.random.default_rng(1)).shape == (30, 1100, 3)
+def test_jpeg_is_that_of_the_library(photos: Path) -> None:
+    image = cv2.imread(str(photos / '1.png'))[:96, :96]
+    planes = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1).float()
+    for quality in (20, 50, 90):
+        packed = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        expected = cv2.imdecode(packed, cv2.IMREAD_COLOR)[..., ::-1].astype(float)
+        found = augment.jpeg(planes[None], torch.tensor([float(quality)]))[0]
+        gap = np.abs(found.permute(1, 2, 0).numpy() - expected).mean()
+        lost = np.abs(expected - image[..., ::-1]).mean()
+        assert gap < min(0.2 * lost, 1.5)
+
+
+def test_a_shadow_is_a_polygon() -> None:
+    config = replace(PLAIN, shadow_share=1.0)
+    mask = augment._shadows(64, config, augment.Dice(40, torch.Generator().manual_seed(3)))
+    assert mask.shape == (40, 1, 64, 64)
+    assert 0.15 <= mask.min() < 0.7 < mask.max() <= 1.0001
+    assert (mask.amin((1, 2, 3)) < 0.71).float().mean() > 0.8
+    lit_up = augment._shadows(64, PLAIN, augment.Dice(5, torch.Generator().manual_seed(3)))
+    assert_allclose(lit_up.numpy(), 1, atol=1e-5)
+
+
+def test_views_are_those_of_opencv(photos: Path) -> None:
+    """Between pixels, beyond borders and at coarser levels, labels with them."""
+    picture = pictures.read_photo(photos / '0.png')
+    large = pictures.Picture(textured(700, 900, 5), None)
+    bank = pictures.PictureBank([large, picture], torch.device('cpu'))
+    quads = np.array(
+        [
+            [[20, 10], [130, 30], [120, 140], [10, 120]],
+            [[-60, -20], [80, -30], [90, 90], [-40, 100]],
+            [[40, 60], [500, 90], [520, 560], [30, 540]],
+        ],
+        float,
+    )
+    source_from_view = pairs.homographies(torch.from_numpy(quads), 96)
+    index = torch.tensor([1, 1, 0])
+    views, groups = bank.views(index, source_from_view, 96)
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    quarter = cv2.resize(
+        cv2.resize(large.image, (450, 350), interpolation=cv2.INTER_AREA), (225, 175),
+        interpolation=cv2.INTER_AREA,
+    )  # fmt: skip
+    for number, (source, shrink) in enumerate(
+        ((picture.image, 1), (picture.image, 1), (quarter, 4))
+    ):
+        matrix = np.diag([1 / shrink, 1 / shrink, 1]) @ source_from_view[number].numpy()
+        matrix = np.linalg.inv(half) @ np.linalg.inv(matrix) @ half
+        expected = cv2.warpPerspective(
+            source, matrix, (96, 96), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
+        gap = np.abs(views[number].permute(1, 2, 0).numpy() - expected)
+        assert gap.mean() < 0.8
+    assert picture.group is not None
+    corners = np.float32([[0, 0], [96, 0], [96, 96], [0, 96]])
+    for quad, found in zip(quads[:2], groups[:2], strict=True):
+        matrix = cv2.getPerspectiveTransform(quad.astype(np.float32), corners)
+        expected = cv2.warpPerspective(
+            picture.group, np.linalg.inv(half) @ matrix @ half, (96, 96),
+            flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT,
+        )  # fmt: skip
+        assert (found.numpy() == expected).mean() > 0.98
+    assert not groups[2].any()
 
 
 def test_both_views_show_the_same_place(photos: Path) -> None:
-    maker = PairMaker(
-        replace(SMALL, light=PLAIN), [photos / '1.png', photos / '2.png'], None, seed=3
-    )
-    for step in range(4):
-        a, b, (to_b, to_a) = maker._photo_pair(np.random.default_rng(step))
-        places = np.random.default_rng(9).uniform(20, 76, (200, 2))
-        there, seen = to_b(places)
-        assert np.all(seen == 1)
-        assert_allclose(to_a(there)[0], places, atol=1e-6)
-        inside = np.all((there > 2) & (there < 94), axis=1)
-        grey_a, grey_b = (view.image.astype(np.float32).mean(2) for view in (a, b))
-        value_a = at(grey_a, places[inside])
-        value_b = at(grey_b, there[inside])
-        assert inside.sum() > 15
+    config = replace(SMALL, pairs=6, light=PLAIN)
+    maker = PairMaker(config, [photos / '1.png', photos / '2.png'], None, seed=3)
+    a, b = maker._photo_cuts(np.random.default_rng(1), 6)
+    views = [maker._bank.views(*cut, 96)[0].mean(1).numpy() for cut in (a, b)]
+    rng = np.random.default_rng(9)
+    places = torch.from_numpy(rng.uniform(20, 76, (6, 200, 2)))
+    is_town = torch.zeros(6, dtype=torch.bool)
+    there, status = maker._transfer(places, a, b, is_town)
+    back, _ = maker._transfer(there, b, a, is_town)
+    assert (status == 1).all()
+    assert_allclose(back, places, atol=1e-6)
+    inside = ((there > 2) & (there < 94)).all(-1).numpy()
+    assert inside.sum(1).min() > 15
+    for number in range(6):
+        value_a = at(views[0][number], places[number].numpy()[inside[number]])
+        value_b = at(views[1][number], there[number].numpy()[inside[number]])
         assert np.corrcoef(value_a, value_b)[0, 1] > 0.9
 
 
@@ -144,8 +205,63 @@ def test_labels_go_with_the_picture(photos: Path) -> None:
     assert known > 100
 
 
+def test_cells_share_out_their_points(photos: Path) -> None:
+    maker = PairMaker(replace(SMALL, light=PLAIN), [photos / '0.png'], None, seed=4)
+    batch = maker[0]
+    target, is_known = cell_targets(batch)
+    assert target.shape == (4, 65, 12, 12)
+    assert_allclose(target.sum(1).numpy(), 1, atol=1e-5)
+    assert target.min() >= 0
+    stability = {-1: 1.0, 0: 0.1, 1: 0.5, 2: 1.0}
+    for view in range(4):
+        heat = np.zeros((98, 98))
+        unknown = np.zeros((12, 12), bool)
+        for (x, y), goal, group, response in zip(
+            batch.points.xy[view].tolist(), batch.target[view].tolist(),
+            batch.group[view].tolist(), batch.points.response[view].tolist(), strict=True,
+        ):  # fmt: skip
+            left, top = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
+            if goal == 1:
+                for column, row in (
+                    (left, top),
+                    (left + 1, top),
+                    (left, top + 1),
+                    (left + 1, top + 1),
+                ):
+                    share = (1 - abs(x - 0.5 - column)) * (1 - abs(y - 0.5 - row))
+                    heat[row, column] += share * stability[group]
+            elif goal == -1 and response > 0:
+                unknown[int(y // 8), int(x // 8)] = True
+        cells = heat[:96, :96].reshape(12, 8, 12, 8).transpose(0, 2, 1, 3).reshape(12, 12, 64)
+        total = cells.sum(-1)
+        cells /= np.maximum(total, 1)[..., None]
+        assert_allclose(target[view, :64].permute(1, 2, 0).numpy(), cells, atol=1e-5)
+        assert_array_equal(is_known[view].numpy(), ~unknown | (total > 0))
+    assert target[:, :64].sum() > 10
+
+
+@pytest.mark.parametrize('changes', [{}, {'match': 0.0, 'inter_class': 1.0, 'intra_class': 0.5}])
+def test_sfd2_learns(tmp_path: Path, photos: Path, changes: dict[str, float]) -> None:
+    config = Sfd2Config(
+        photos=[str(photos)], holdout_every=4, steps=2, warmup_steps=1, workers=0, log_every=1,
+        validate_every=2, validation_batches=1, pair=replace(SMALL, pairs=1, size=64, points=20),
+        **changes,
+    )  # fmt: skip
+    run = Run(SYSTEMS['sfd2'], config, tmp_path)
+    before = {name: each.clone() for name, each in run.trainee.named_parameters()}
+    assert run.train() == 2
+    still = [
+        name for name, each in run.trainee.named_parameters()
+        if torch.equal(each, before[name]) and 'log_scale' not in name
+    ]  # fmt: skip
+    assert still == []
+    weights = load_weights(tmp_path / 'weights_last.npz', 'sfd2')
+    assert weights.options == {'stability_exponent': 0.5, 'tones': 'adapted'}
+    assert (tmp_path / 'curves.png').stat().st_size > 5000
+
+
 def test_a_step_is_a_function_of_its_number(photos: Path) -> None:
-    makers = [PairMaker(SMALL, pairs.find_photos([str(photos)]), None, s) for s in (5, 5, 6)]
+    makers = [PairMaker(SMALL, pictures.find_photos([str(photos)]), None, s) for s in (5, 5, 6)]
     first, same, other = (maker[7] for maker in makers)
     for a, b in zip(flat(first), flat(same), strict=True):
         assert_array_equal(a.numpy(), b.numpy())
@@ -154,7 +270,7 @@ def test_a_step_is_a_function_of_its_number(photos: Path) -> None:
 
 
 def flat(batch: Any) -> list[Any]:
-    return [batch.images, *batch.points, batch.partner, batch.target, batch.group]
+    return [batch.images, *batch.points, *batch[2:]]
 
 
 def test_correspondence_is_that_of_a_loop() -> None:
@@ -167,13 +283,15 @@ def test_correspondence_is_that_of_a_loop() -> None:
 
     shift = np.array([3.0, -2.0])
 
-    def to_b(points: Float) -> tuple[Float, Any]:
-        return points + shift, np.where(gone, -1, 1)
-
-    def to_a(points: Float) -> tuple[Float, Any]:
-        return points - shift, np.ones(count, int)
-
-    partner, target_a, target_b = pairs.correspond(xy_a, is_a, xy_b, is_b, (to_b, to_a), size)
+    status_a = np.where(gone, -1, 1)
+    partner, target_a, target_b = (
+        each[0].numpy()
+        for each in pairs.correspond(
+            seen(xy_a, is_a, xy_a + shift, status_a),
+            seen(xy_b, is_b, xy_b - shift, np.ones(count, int)),
+            size,
+        )
+    )
     moved, back = xy_a + shift, xy_b - shift
     in_b, in_a = (np.all((each >= 8) & (each <= 92), axis=1) for each in (moved, back))
     sees_a = [is_a[i] and not gone[i] and in_b[i] for i in range(count)]
@@ -194,37 +312,51 @@ def test_correspondence_is_that_of_a_loop() -> None:
     assert_array_equal(np.flatnonzero(target_b == 1), np.sort(partner[partner >= 0]))
 
 
+def seen(xy: Float, is_point: Any, there: Float, status: Any) -> pairs.Seen:
+    return pairs.Seen(*(torch.from_numpy(each)[None] for each in (xy, is_point, there, status)))
+
+
 def test_photographs_that_cannot_be_used(tmp_path: Path, photos: Path) -> None:
     with pytest.raises(DataError, match='has no photographs'):
-        pairs.find_photos([str(tmp_path)])
+        pictures.find_photos([str(tmp_path)])
     (tmp_path / 'a.png').write_bytes(b'no picture')
     with pytest.raises(DataError, match='no picture that OpenCV reads'):
-        pairs.read_photo(tmp_path / 'a.png')
+        pictures.read_photo(tmp_path / 'a.png')
     cv2.imwrite(str(tmp_path / 'a.png'), textured(40, 50, 0))
     cv2.imwrite(str(tmp_path / 'a.group.png'), np.zeros((40, 51), np.uint8))
     with pytest.raises(DataError, match='size or ids differ'):
-        pairs.read_photo(tmp_path / 'a.png')
+        pictures.read_photo(tmp_path / 'a.png')
     (tmp_path / 'a.group.png').write_bytes(b'no picture')
     with pytest.raises(DataError, match='size or ids differ'):
-        pairs.read_photo(tmp_path / 'a.png')
+        pictures.read_photo(tmp_path / 'a.png')
 
 
 def test_town_frames_agree_on_their_surfaces(town: TownCache) -> None:
     assert len(town) == 8
+    frames = [town[number] for number in range(8)]
+    views = TownViews(frames, torch.device('cpu'))
     rng = np.random.default_rng(7)
-    pixels = rng.uniform([0, 0], [160, 120], (400, 2))
-    for i, j in town.pairs[:4]:
-        a, b = town[int(i)], town[int(j)]
-        there, seen = project(a, b, pixels)
-        assert (seen == 1).mean() > 0.15
-        assert set(seen.tolist()) <= {-1, 0, 1}
-        back, seen_back = project(b, a, there[seen == 1])
-        assert (seen_back == 1).mean() > 0.7
-        gap = np.linalg.norm(back - pixels[seen == 1], axis=1)
+    first, second = (torch.from_numpy(each) for each in town.pairs[:4].T.copy())
+    pixels = torch.from_numpy(rng.uniform([0, 0], [160, 120], (len(first), 400, 2)))
+    there, status = views.project(first, second, pixels)
+    back, status_back = views.project(second, first, there)
+    assert set(status.unique().tolist()) <= {-1, 0, 1}
+    for number, (i, j) in enumerate(town.pairs[:4]):
+        a, b = frames[i], frames[j]
+        is_seen = (status[number] == 1).numpy()
+        assert is_seen.mean() > 0.15
+        assert (status_back[number].numpy()[is_seen] == 1).mean() > 0.7
+        at_a, at_b = pixels[number].numpy()[is_seen], there[number].numpy()[is_seen]
+        gap = np.linalg.norm(back[number].numpy()[is_seen] - at_a, axis=1)
         assert np.median(gap) < 0.3
-        same = a.group[pixels[:, 1].astype(int), pixels[:, 0].astype(int)][seen == 1]
-        other = b.group[there[seen == 1][:, 1].astype(int), there[seen == 1][:, 0].astype(int)]
-        assert (same == other).mean() > 0.85
+        # The cameras' own functions agree.
+        column, row = at_a.astype(int).T
+        rays = a.camera.unproject(at_a)
+        points = rays / rays[:, 2:] * a.depth[row, column, None]
+        moved = (b.cam_from_map @ a.cam_from_map.inverse()).apply(points)
+        assert_allclose(b.camera.project(moved), at_b, atol=1e-3)
+        same = a.group[row, column] == b.group[tuple(at_b.astype(int).T[::-1])]
+        assert same.mean() > 0.85
 
 
 def test_pairs_of_the_town(town: TownCache, photos: Path) -> None:
@@ -245,6 +377,9 @@ def test_a_cache_that_cannot_be_used(tmp_path: Path) -> None:
         TownCache(tmp_path)
 
 
+LITE = get_system('sfd2_lite')
+
+
 def run_config(photos: Path, **changes: Any) -> LiteConfig:
     options: dict[str, Any] = {
         'photos': [str(photos)], 'holdout_every': 4, 'steps': 6, 'warmup_steps': 2, 'workers': 0,
@@ -256,10 +391,10 @@ def run_config(photos: Path, **changes: Any) -> LiteConfig:
 
 def test_a_run_in_pieces_is_a_run_in_one(tmp_path: Path, photos: Path) -> None:
     config = run_config(photos)
-    assert Run(config, tmp_path / 'one').train() == 6
-    assert Run(config, tmp_path / 'pieces').train(last_step=2) == 2
-    assert Run(replace(config, workers=1), tmp_path / 'pieces').train(last_step=5) == 5
-    assert Run(config, tmp_path / 'pieces').train() == 6
+    assert Run(LITE, config, tmp_path / 'one').train() == 6
+    assert Run(LITE, config, tmp_path / 'pieces').train(last_step=2) == 2
+    assert Run(LITE, replace(config, workers=1), tmp_path / 'pieces').train(last_step=5) == 5
+    assert Run(LITE, config, tmp_path / 'pieces').train() == 6
     one, pieces = (checkpoint.load(tmp_path / name / 'last.npz') for name in ('one', 'pieces'))
     assert one.keys() == pieces.keys()
     for name in one:
@@ -278,31 +413,31 @@ def test_a_run_in_pieces_is_a_run_in_one(tmp_path: Path, photos: Path) -> None:
 
 
 def test_a_killed_run_logs_no_step_twice(tmp_path: Path, photos: Path) -> None:
-    Run(run_config(photos), tmp_path).train(last_step=2)
+    Run(LITE, run_config(photos), tmp_path).train(last_step=2)
     with (tmp_path / 'log.jsonl').open('a') as file:
         file.write('{"step": 3}\n')
-    run = Run(run_config(photos), tmp_path)
+    run = Run(LITE, run_config(photos), tmp_path)
     assert [line['step'] for line in run.curves.read('log')] == [1, 2]
 
 
 def test_a_checkpoint_is_small(tmp_path: Path, photos: Path) -> None:
-    Run(run_config(photos), tmp_path).train(last_step=1)
+    Run(LITE, run_config(photos), tmp_path).train(last_step=1)
     assert (tmp_path / 'last.npz').stat().st_size < 15e6
     assert (tmp_path / 'weights_last.npz').stat().st_size < 4e6
 
 
 def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:
-    Run(run_config(photos), tmp_path)
-    Run(run_config(photos, log_every=7), tmp_path)
+    Run(LITE, run_config(photos), tmp_path)
+    Run(LITE, run_config(photos, log_every=7), tmp_path)
     with pytest.raises(DataError, match='a run with other learning_rate'):
-        Run(run_config(photos, learning_rate=1.0), tmp_path)
+        Run(LITE, run_config(photos, learning_rate=1.0), tmp_path)
     with pytest.raises(DataError, match='leave none for validation'):
-        Run(run_config(photos, holdout_every=5), tmp_path / 'other')
+        Run(LITE, run_config(photos, holdout_every=5), tmp_path / 'other')
     with pytest.raises(ConfigError, match="device 'abacus' cannot be used"):
-        Run(run_config(photos, device='abacus'), tmp_path / 'other')
+        Run(LITE, run_config(photos, device='abacus'), tmp_path / 'other')
     (tmp_path / 'last.npz').write_bytes(b'half a')
     with pytest.raises(DataError, match='is damaged'):
-        Run(run_config(photos, log_every=7), tmp_path)
+        Run(LITE, run_config(photos, log_every=7), tmp_path)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
@@ -346,7 +481,12 @@ def test_the_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture
     assert main(command) == 1
     assert "no option 'stpes'" in capsys.readouterr().err
     config.write_text(json.dumps(options))
-    assert main(command) == 0
+    assert main([*command, '--set', 'pair.light.night_share=7']) == 1
+    assert 'night_share is 7.0: it must be at most 1' in capsys.readouterr().err
+    assert main([*command, '--set', 'pair.light.night_share=0.25']) == 0
+    written = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    assert written['pair']['light']['night_share'] == 0.25
+    assert written['pair']['points'] == 20
     assert '1 of 1 steps' in capsys.readouterr().out
     about = tmp_path / 'about.json'
     about.write_text('{"licence": "mine"}')

@@ -8,43 +8,52 @@ import argparse
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from feat_ros import config
 from feat_ros.cli.common import add_command, progress
 from feat_ros.errors import DataError
-from feat_ros.training.town_cache import TownCache, TownCacheConfig, write_town_cache
+from feat_ros.training.configs import LiteConfig, Sfd2Config, TownCacheConfig
 
 _EXAMPLE = """feat_ros train town-cache --out town_frames
-  feat_ros train sfd2_lite --config lite.json --out run
-with lite.json:
-  {"photos": ["photographs"], "town": "town_frames"}"""
+  feat_ros train {0} --config {0}.json --out run
+with {0}.json:
+  {{"photos": ["photographs"], "town": "town_frames"}}"""
+_NETWORKS: Mapping[str, tuple[type[Any], str]] = {
+    'sfd2_lite': (LiteConfig, 'a CPU trains it in a night, a GPU in minutes'),
+    'sfd2': (Sfd2Config, 'it needs a GPU'),
+}
 
 
 def add_parser(commands: Any) -> None:
     """Add ``train`` and its sub-commands."""
     train = commands.add_parser('train', help='train a network on photographs of your own')
     systems = train.add_subparsers(metavar='SYSTEM', required=True)
-    lite = add_command(
-        systems, 'sfd2_lite',
-        'Train sfd2_lite. Photographs are all it needs; NAME.group.png beside one holds labels. A '
-        'folder that holds a run is gone on with, exactly where it was left.',
-        _EXAMPLE,
-    )  # fmt: skip
-    lite.add_argument('--config', type=Path, required=True, metavar='FILE', help='JSON')
-    lite.add_argument('--out', type=Path, required=True, metavar='DIR', help='the run')
-    lite.add_argument(
-        '--minutes', type=float, default=math.inf, metavar='M',
-        help='stop after so long, to be gone on with; default: train to the end',
-    )  # fmt: skip
-    lite.set_defaults(run=run_lite)
+    for name, (options, remark) in _NETWORKS.items():
+        system = add_command(
+            systems, name,
+            f'Train {name}; {remark}. Photographs are all it needs; NAME.group.png beside one '
+            'holds labels. A folder that holds a run is gone on with, exactly where it was left.',
+            _EXAMPLE.format(name), config.describe(options),
+        )  # fmt: skip
+        system.add_argument('--config', type=Path, required=True, metavar='FILE', help='JSON')
+        system.add_argument('--out', type=Path, required=True, metavar='DIR', help='the run')
+        system.add_argument(
+            '--minutes', type=float, default=math.inf, metavar='M',
+            help='stop after so long, to be gone on with; default: train to the end',
+        )  # fmt: skip
+        system.set_defaults(run=run_system, system=name)
     cache = add_command(
         systems, 'town-cache',
         'Render frames of made-up towns for pairs with real 3-D motion.',
         'feat_ros train town-cache --out town_frames', config.describe(TownCacheConfig),
     )  # fmt: skip
     cache.add_argument('--out', type=Path, required=True, metavar='DIR', help='must not exist')
+    cache.add_argument(
+        '--workers', type=int, default=1, metavar='N', help='processes, a town each; default: 1'
+    )
     cache.set_defaults(run=run_town_cache)
     weights = add_command(
         systems, 'weights',
@@ -60,12 +69,16 @@ def add_parser(commands: Any) -> None:
     weights.set_defaults(run=run_weights)
 
 
-def run_lite(args: argparse.Namespace) -> dict[str, Any]:
-    """Train, or go on training, ``sfd2_lite``."""
-    from feat_ros.training.lite import LiteConfig, Run
+def run_system(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, or go on training, a network."""
+    from feat_ros.training.run import Run
+    from feat_ros.training.systems import get_system
 
     logging.getLogger('feat_ros').setLevel(logging.INFO)
-    run = Run(config.from_dict(LiteConfig, _read_json(args.config)), args.out)
+    options = config.parse_options(
+        _NETWORKS[args.system][0], args.options, _read_json(args.config)
+    )
+    run = Run(get_system(args.system), options, args.out)
     step = run.train(seconds=60 * args.minutes)
     print(f'{step} of {run.config.steps} steps: {args.out}')
     return {'step': step, 'steps': run.config.steps}
@@ -73,8 +86,10 @@ def run_lite(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_town_cache(args: argparse.Namespace) -> dict[str, Any]:
     """Render a cache of town frames."""
+    from feat_ros.training.town_cache import TownCache, write_town_cache
+
     options = config.parse_options(TownCacheConfig, args.options)
-    cache = TownCache(write_town_cache(args.out, options, progress))
+    cache = TownCache(write_town_cache(args.out, options, progress, args.workers))
     print(f'{len(cache)} frames, {len(cache.pairs)} pairs: {args.out}')
     return {'num_frames': len(cache), 'num_pairs': len(cache.pairs)}
 
@@ -82,10 +97,11 @@ def run_town_cache(args: argparse.Namespace) -> dict[str, Any]:
 def run_weights(args: argparse.Namespace) -> dict[str, Any]:
     """Write what a run has learned so far."""
     from feat_ros.models.weights import save_weights
-    from feat_ros.training.lite import averaged_weights
+    from feat_ros.training.run import averaged_weights, network_of
+    from feat_ros.training.systems import get_system
 
     about = None if args.about is None else _read_json(args.about)
-    weights = averaged_weights(args.folder, about)
+    weights = averaged_weights(get_system(network_of(args.folder)), args.folder, about)
     save_weights(args.out, weights)
     step, steps = weights.provenance['step'], weights.provenance['steps']
     print(f'weights after {step} of {steps} steps: {args.out}')

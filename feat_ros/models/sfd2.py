@@ -16,6 +16,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional
 
+from feat_ros.errors import NetworkError
 from feat_ros.models.keypoints import (
     clear_rows,
     inside,
@@ -27,11 +28,16 @@ from feat_ros.models.keypoints import (
     strongest,
     window_maximum,
 )
+from feat_ros.models.sfd2_lite import tones as adapted_tones
 
 # Of ImageNet, as the authors have it.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CELL = 8
-_DESCRIPTOR_STRIDE = 4
+# What networks can see: see Sfd2.
+TONES = ('imagenet', 'adapted')
+# Makes the deviation of adapted tones about 1.
+_ADAPTED_GAIN = 5.0
+CELL = 8
+DESCRIPTOR_STRIDE = 4
 # As the authors extract: radius of non-maximum suppression, border in pixels, weakest score.
 _RADIUS, _BORDER, _THRESHOLD = 4, 4, 0.001
 # S_sta of the three outputs of the stability head (table 1).
@@ -65,20 +71,30 @@ class Sfd2(nn.Module):
     :param stability_exponent: scores are S x stability ^ this. 0 for weights trained by the
         paper, whose S already holds the stability; 1 for the authors' checkpoint, whose S does
         not: their code multiplies by the most probable group's.
+    :param tones: what the network sees: ``imagenet``, as the authors have it, or ``adapted`` to
+        the light of the image (:func:`feat_ros.models.sfd2_lite.tones`), as our weights do.
     :cvar size_multiple: what width and height of the image are best a multiple of.
     :cvar published_options: what a checkpoint of the authors is made with.
     :ivar options: what this network was made with, beside the number of keypoints.
     """
 
     descriptor_dim = 128
-    size_multiple = _CELL
+    size_multiple = CELL
     published_options: Mapping[str, Any] = {'stability_exponent': 1.0}
 
-    def __init__(self, max_keypoints: int = 4096, stability_exponent: float = 0.0) -> None:
+    def __init__(
+        self,
+        max_keypoints: int = 4096,
+        stability_exponent: float = 0.0,
+        tones: str = 'imagenet',
+    ) -> None:
         super().__init__()
+        if tones not in TONES:
+            raise NetworkError(f'unknown tones {tones!r}; choose one of: {", ".join(TONES)}')
         self.max_keypoints = max_keypoints
         self.stability_exponent = stability_exponent
-        self.options = {'stability_exponent': stability_exponent}
+        self.tones = tones
+        self.options = {'stability_exponent': stability_exponent, 'tones': tones}
         self.conv1a = _unit(3, 64)
         self.conv1b = nn.Sequential(_conv3(64, 64, stride=2))
         self.bn1b = _norm(64)
@@ -91,12 +107,18 @@ class Sfd2(nn.Module):
         self.conv4 = nn.Sequential(*(ResidualBlock(256) for _ in range(3)))
         self.convPa = _head(256, stride=2)
         self.convDa = _head(256, stride=1)
-        self.convPb = nn.Conv2d(256, _CELL * _CELL + 1, 1)
+        self.convPb = nn.Conv2d(256, CELL * CELL + 1, 1)
         self.convDb = nn.Conv2d(256, self.descriptor_dim, 1)
         self.ConvSta = nn.Conv2d(256, len(_STABILITY), 1)
 
+    def planes(self, image: Tensor, valid_wh: Tensor) -> Tensor:
+        """Return what the network sees (B, 3, H', W') of images (B, H, W, 3) uint8."""
+        if self.tones == 'imagenet':
+            return normalise(image, _MEAN, _DEVIATION)
+        return _ADAPTED_GAIN * adapted_tones(image, valid_wh).colors
+
     def dense(self, planes: Tensor) -> Sfd2Maps:
-        """Return the maps of images (B, 3, H, W) as :func:`normalise` leaves them."""
+        """Return the maps of images as :meth:`planes` leaves them."""
         half = self.bn1b(self.conv1b(self.conv1a(planes)))
         quarter = self.bn2b(self.conv2b(self.conv2a(half)))
         third = self.bn3b(self.conv3b(self.conv3a(quarter)))
@@ -119,12 +141,12 @@ class Sfd2(nn.Module):
             in [0, 1] and how many there are, int32; rows from there on are zero.
         """
         _, height, width, _ = image.shape
-        maps = self.dense(normalise(image, _MEAN, _DEVIATION))
+        maps = self.dense(self.planes(image, valid_wh[None]))
         score = reliability(maps.cell_logits)[:, :, :height, :width]
         stability = expected_stability(maps.stability_logits)
         if self.stability_exponent:
             fine = functional.interpolate(
-                stability, scale_factor=float(_DESCRIPTOR_STRIDE), mode='bilinear'
+                stability, scale_factor=float(DESCRIPTOR_STRIDE), mode='bilinear'
             )
             score = score * fine[:, :, :height, :width] ** self.stability_exponent
         allowed = inside(height, width, valid_wh, _BORDER) & _has_contrast(image)
@@ -132,7 +154,7 @@ class Sfd2(nn.Module):
         values, places = strongest(peaks, self.max_keypoints)
         column, row = split_places(places, width)
         keypoints = torch.stack([column, row], 1) + 0.5 + quadratic_offset(score, column, row)
-        on_map = keypoints / _DESCRIPTOR_STRIDE
+        on_map = keypoints / DESCRIPTOR_STRIDE
         descriptors = functional.normalize(sample_bilinear(maps.descriptors, on_map), dim=1)
         num = (values > _THRESHOLD).sum().to(torch.int32)
         return (
@@ -165,7 +187,7 @@ class ResidualBlock(nn.Module):
 
 def reliability(cell_logits: Tensor) -> Tensor:
     """Return S (B, 1, H, W) of logits (B, 65, H/8, W/8), the pixels of a cell row by row."""
-    return functional.pixel_shuffle(torch.softmax(cell_logits, 1)[:, :-1], _CELL)
+    return functional.pixel_shuffle(torch.softmax(cell_logits, 1)[:, :-1], CELL)
 
 
 def expected_stability(stability_logits: Tensor) -> Tensor:

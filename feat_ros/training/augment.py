@@ -1,167 +1,231 @@
 # Copyright 2026 The feat_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What light and camera do to a picture: shadows, night, blur, noise, compression.
+"""What light and camera do to pictures: shadows, night, blur, noise, compression.
 
-Pictures are (H, W, 3) uint8 RGB. Every function takes its random numbers from the generator it is
-given and nowhere else, so that a training step is a function of its number.
+Whole batches (V, 3, S, S) at once, on the device they are on. Random numbers come from the
+generator that is given and from nowhere else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+import math
 
-import cv2
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
 
-from feat_ros.config import Config, option
-
-Image = npt.NDArray[np.uint8]
-Float32 = npt.NDArray[np.float32]
+from feat_ros.training.configs import LightConfig
 
 # A power is near enough to sRGB's curve.
 _GAMMA = 2.2
-_NOISE_SIDE = 1024
+_LAMPS, _CORNERS = 3, 6
+_KERNEL = 13
+# Quantisation of luma and chroma at quality 50: ITU-T T.81, annex K, tables K.1 and K.2.
+_LUMA = (
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
+    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+)  # fmt: skip
+_CHROMA = (
+    17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99,
+    24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99,
+    *(99,) * 32,
+)  # fmt: skip
+_YCC_FROM_RGB = (
+    (0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class LightConfig(Config):
-    """How pictures are changed; shares are probabilities a view."""
+class Dice:
+    """Random numbers of a batch: one row a view, on the device of a generator."""
 
-    night_share: float = option(0.5, 'second views at night', minimum=0.0, maximum=1.0)
-    darkest: float = option(0.01, 'smallest share of the light at night', minimum=1e-4, maximum=1)
-    brightest: float = option(0.7, 'largest share of the light at night', minimum=1e-4, maximum=1)
-    shadow_share: float = option(0.35, 'views with a shadow', minimum=0.0, maximum=1.0)
-    motion_blur_share: float = option(0.2, 'views with motion blur', minimum=0.0, maximum=1.0)
-    blur_share: float = option(0.3, 'views out of focus', minimum=0.0, maximum=1.0)
-    jpeg_share: float = option(0.5, 'views compressed by JPEG', minimum=0.0, maximum=1.0)
+    def __init__(self, count: int, generator: torch.Generator) -> None:
+        self.count, self._generator = count, generator
 
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Return (V, *shape) between two numbers."""
+        device = self._generator.device
+        found = torch.rand(self.count, *shape, generator=self._generator, device=device)
+        return low + (high - low) * found
 
-@lru_cache(maxsize=1)
-def _to_linear() -> Float32:
-    return ((np.arange(256) / 255) ** _GAMMA).astype(np.float32)
+    def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Return (V, *shape) between two numbers above zero, even in the logarithm."""
+        return self.uniform(math.log(low), math.log(high), *shape).exp()
 
+    def normal(self, *shape: int) -> Tensor:
+        """Return (V, *shape) of standard deviation 1."""
+        device = self._generator.device
+        return torch.randn(self.count, *shape, generator=self._generator, device=device)
 
-@lru_cache(maxsize=1)
-def _noise_bank() -> Float32:
-    """Gaussian noise to cut pieces from: making it anew would take half of a view's time."""
-    rng = np.random.default_rng(20)
-    return rng.standard_normal((_NOISE_SIDE, _NOISE_SIDE, 3)).astype(np.float32)
-
-
-def noise(height: int, width: int, rng: np.random.Generator) -> Float32:
-    """Return (H, W, 3) of standard deviation 1; from 1024 pixels on it repeats itself."""
-    bank = _noise_bank()
-    if max(height, width) > _NOISE_SIDE:
-        bank = np.tile(bank, (-(-height // _NOISE_SIDE), -(-width // _NOISE_SIDE), 1))
-    y = int(rng.integers(bank.shape[0] - height + 1))
-    x = int(rng.integers(bank.shape[1] - width + 1))
-    piece = bank[y : y + height, x : x + width]
-    return piece[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
-
-
-def encode(light: Float32) -> Image:
-    """Return linear light, 1 the brightest, as 8-bit values."""
-    values = cv2.pow(np.clip(light, 0.0, 1.0), 1 / _GAMMA)
-    return np.asarray(cv2.convertScaleAbs(values, alpha=255.0), np.uint8)
+    def chance(self, share: float) -> Tensor:
+        """Return (V,) bool, true in a share of the views."""
+        return self.uniform(0.0, 1.0) < share
 
 
 def change_light(
-    image: Image, config: LightConfig, rng: np.random.Generator, *, may_be_night: bool
-) -> Image:
-    """Return a view in other light, through another camera."""
-    light = _to_linear()[image]
-    height, width = image.shape[:2]
-    cast = np.exp(rng.normal(0.0, 0.08, 3)).astype(np.float32)
-    light = light * (cast * np.float32(np.exp(rng.uniform(-0.6, 0.5))))
-    if rng.random() < config.shadow_share:
-        light = light * _shadow(height, width, rng)[..., None]
-    electrons, read_noise = float(np.exp(rng.uniform(np.log(2e3), np.log(3e4)))), 2.0
-    is_night = may_be_night and rng.random() < config.night_share
-    if is_night:
-        light, gain = _night(light, config, rng)
-        electrons, read_noise = float(np.exp(rng.uniform(np.log(8e2), np.log(1e4)))), 3.0
-    if rng.random() < config.blur_share:
-        sigma = float(rng.uniform(0.4, 1.3))
-        light = cv2.GaussianBlur(light, (0, 0), sigma)
-    if rng.random() < config.motion_blur_share:
-        light = cv2.filter2D(light, -1, _motion_kernel(rng))
-    light = _expose(light, electrons, read_noise, rng)
-    if is_night:
-        light = light * np.float32(gain)
-    out = encode(light)
-    if not is_night:
-        # How cameras render tones differs.
-        table = (np.arange(256) / 255) ** float(np.exp(rng.uniform(-0.35, 0.35)))
-        low, high = float(rng.uniform(0, 0.08)), float(rng.uniform(0.9, 1.0))
-        table = np.rint(255 * (low + (high - low) * table)).astype(np.uint8)
-        out = np.asarray(cv2.LUT(out, table), np.uint8)
-    if rng.random() < config.jpeg_share:
-        out = jpeg(out, int(rng.integers(35, 92)))
-    return out
+    images: Tensor, config: LightConfig, generator: torch.Generator, may_be_night: Tensor
+) -> Tensor:
+    """Return views in other light, through other cameras.
+
+    :param images: (V, 3, S, S) float32 of 0 to 255.
+    :param may_be_night: (V,) bool.
+    :returns: (V, 3, S, S) whole numbers of 0 to 255, float32.
+    """
+    dice = Dice(len(images), generator)
+    light = (images.clamp(0, 255) / 255) ** _GAMMA
+    gain = torch.exp(0.08 * dice.normal(3) + dice.uniform(-0.6, 0.5, 1))
+    light = light * gain[..., None, None]
+    light = light * _shadows(images.shape[-1], config, dice)
+    is_night = dice.chance(config.night_share) & may_be_night
+    light, lift = _nights(light, config, dice, is_night)
+    light = _blur(light, config, dice)
+    electrons = torch.where(is_night, dice.log_uniform(8e2, 1e4), dice.log_uniform(2e3, 3e4))
+    light = _expose(light, electrons, torch.where(is_night, 3.0, 2.0), dice)
+    values = (light * _wide(lift)).clamp(0, 1) ** (1 / _GAMMA)
+    # How cameras render tones differs.
+    low, high, power = dice.uniform(0, 0.08), dice.uniform(0.9, 1.0), dice.uniform(-0.35, 0.35)
+    toned = _wide(low) + _wide(high - low) * values ** _wide(power.exp())
+    values = torch.where(_wide(is_night), values, toned)
+    values = torch.round(255 * values)
+    packed = jpeg(values, torch.floor(dice.uniform(35, 92)))
+    return torch.where(_wide(dice.chance(config.jpeg_share)), packed, values)
 
 
-def jpeg(image: Image, quality: int) -> Image:
-    """Return the picture compressed and decompressed; quality 1 to 100."""
-    packed = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.uint8)
+def _wide(values: Tensor) -> Tensor:
+    """(V,) as (V, 1, 1, 1)."""
+    return values[:, None, None, None]
 
 
-def _expose(
-    light: Float32, electrons: float, read_noise: float, rng: np.random.Generator
-) -> Float32:
+def _grid(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x (1, 1, S) and y (1, S, 1) of pixels, as shares of the side."""
+    at = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) / size
+    return at[None, None, :], at[None, :, None]
+
+
+def _expose(light: Tensor, electrons: Tensor, read_noise: Tensor, dice: Dice) -> Tensor:
     """Add photon and read noise to linear light."""
-    height, width = light.shape[:2]
-    variance = np.maximum(light, 0) * np.float32(1 / electrons)
-    variance += np.float32((read_noise / electrons) ** 2)
-    return np.asarray(light + cv2.sqrt(variance) * noise(height, width, rng), np.float32)
+    variance = light.clamp(min=0) / _wide(electrons) + _wide((read_noise / electrons) ** 2)
+    return light + variance.sqrt() * dice.normal(*light.shape[1:])
 
 
-def _night(light: Float32, config: LightConfig, rng: np.random.Generator) -> tuple[Float32, float]:
-    """Light of a night and how much the camera lifts it after taking it."""
-    height, width = light.shape[:2]
-    share = float(np.exp(rng.uniform(np.log(config.darkest), np.log(config.brightest))))
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    field = np.full((height, width, 3), share, np.float32)
-    glare = np.zeros((height, width, 3), np.float32)
-    for _ in range(int(rng.integers(0, 4))):
-        at_x, at_y = rng.uniform(-0.2, 1.2, 2) * [width, height]
-        reach = float(rng.uniform(0.15, 0.6)) * width
-        color = np.array([1.0, rng.uniform(0.6, 1.0), rng.uniform(0.3, 1.0)], np.float32)
-        distance = ((x - np.float32(at_x)) ** 2 + (y - np.float32(at_y)) ** 2) / reach**2
+def _nights(
+    light: Tensor, config: LightConfig, dice: Dice, is_night: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Light of a night where it is one, and how much the camera lifts it after taking it (V,)."""
+    x, y = _grid(light.shape[-1], light)
+    share = dice.log_uniform(config.darkest, config.brightest)
+    field = _wide(share).expand(-1, 3, 1, 1)
+    glare = torch.zeros_like(field)
+    lamps = torch.floor(dice.uniform(0, _LAMPS + 1))
+    for lamp in range(_LAMPS):
+        is_lit = (lamps > lamp).float()
+        at = dice.uniform(-0.2, 1.2, 2)
+        reach = dice.uniform(0.15, 0.6)
+        color = dice.uniform(0.0, 1.0, 3)
+        color = torch.stack(
+            [torch.ones_like(reach), 0.6 + 0.4 * color[:, 1], 0.3 + 0.7 * color[:, 2]], 1
+        )[..., None, None]
+        apart = (x - at[:, 0, None, None]) ** 2 + (y - at[:, 1, None, None]) ** 2
+        distance = apart / reach[:, None, None] ** 2
         lit = 1 / (1 + 4 * distance)
-        strength = share * float(np.exp(rng.uniform(0.0, 2.5)))
-        field += (strength * lit * lit)[..., None] * color
-        if rng.random() < 0.5:
-            size = float(rng.uniform(0.01, 0.05))
-            spot = np.exp(-distance * np.float32(reach**2 / (size * width) ** 2))
-            glare += (spot + 0.02 * lit)[..., None] * color * np.float32(rng.uniform(0.2, 1.5))
-    dark = light * field + glare * np.float32(min(1.0, 4 * share))
+        strength = share * dice.uniform(0.0, 2.5).exp() * is_lit
+        field = field + (_wide(strength) * (lit * lit)[:, None]) * color
+        spot = torch.exp(-apart / dice.uniform(0.01, 0.05)[:, None, None] ** 2)
+        glow = dice.uniform(0.2, 1.5) * is_lit * dice.chance(0.5)
+        glare = glare + (_wide(glow) * (spot + 0.02 * lit)[:, None]) * color
+    dark = light * field + glare * _wide((4 * share).clamp(max=1.0))
     # Automatic exposure lifts some of the darkness, and the noise with it.
-    lift = float(np.exp(rng.uniform(0.0, np.log(1 / share) * 0.6))) if rng.random() < 0.5 else 1.0
-    return np.asarray(dark, np.float32), lift
+    lift = torch.exp(dice.uniform(0.0, 0.6) * -share.log())
+    lift = torch.where(dice.chance(0.5) & is_night, lift, torch.ones_like(lift))
+    return torch.where(_wide(is_night), dark, light), lift
 
 
-def _shadow(height: int, width: int, rng: np.random.Generator) -> Float32:
-    """Factors (H, W) on the light: a polygon in the shade, with a soft border."""
-    mask = np.ones((height, width), np.float32)
-    count = int(rng.integers(3, 7))
-    corners = rng.uniform(-0.3, 1.3, (count, 2)) * [width, height]
-    cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], float(rng.uniform(0.15, 0.7)))
-    return np.asarray(cv2.GaussianBlur(mask, (0, 0), float(rng.uniform(0.7, 6.0))), np.float32)
+def _shadows(size: int, config: LightConfig, dice: Dice) -> Tensor:
+    """Factors (V, 1, S, S) on the light: a polygon in the shade, with a soft border."""
+    corners = dice.uniform(-0.3, 1.3, _CORNERS, 2)
+    # Corners beyond a polygon's number fall onto its first.
+    number = torch.floor(dice.uniform(3, _CORNERS + 1))
+    order = torch.arange(_CORNERS, device=corners.device)
+    corners = torch.where((order < number[:, None])[..., None], corners, corners[:, :1])
+    x, y = _grid(size, corners)
+    inside = torch.zeros(dice.count, size, size, dtype=torch.bool, device=corners.device)
+    for k in range(_CORNERS):
+        (x1, y1), (x2, y2) = (
+            corners[:, each % _CORNERS, :, None, None].unbind(1) for each in (k, k + 1)
+        )
+        crossing = x1 + (y - y1) * (x2 - x1) / torch.where(y2 == y1, 1e-9, y2 - y1)
+        inside = inside ^ (((y1 > y) != (y2 > y)) & (x < crossing))
+    depth = dice.uniform(0.15, 0.7)
+    depth = torch.where(dice.chance(config.shadow_share), depth, torch.ones_like(depth))
+    mask = torch.where(inside, depth[:, None, None], 1.0)
+    # As wide as the widest border needs, on every second pixel: it is soft anyway.
+    sigma = dice.uniform(0.35, 3.0)
+    at = torch.arange(-9, 10, device=mask.device)
+    weights = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
+    weights = weights / weights.sum(1, keepdim=True)
+    small = functional.avg_pool2d(mask[None], 2)
+    small = functional.pad(small, (9, 9, 9, 9), mode='replicate')
+    small = functional.conv2d(small, weights[:, None, None, :], groups=dice.count)
+    small = functional.conv2d(small, weights[:, None, :, None], groups=dice.count)
+    return functional.interpolate(small, size=(size, size), mode='bilinear')[0][:, None]
 
 
-def _motion_kernel(rng: np.random.Generator) -> Float32:
-    """A straight line of 3 to 9 pixels, weights of sum 1."""
-    length, angle = float(rng.uniform(2, 8)), float(rng.uniform(0, np.pi))
-    side = 11
-    kernel: Any = np.zeros((side * 4, side * 4), np.float32)
-    step = np.array([np.cos(angle), np.sin(angle)]) * length * 2
-    start, end = side * 2 - step, side * 2 + step
-    cv2.line(
-        kernel, np.rint(start).astype(int).tolist(), np.rint(end).astype(int).tolist(), 1.0, 4
-    )
-    kernel = cv2.resize(kernel, (side, side), interpolation=cv2.INTER_AREA)
-    return np.asarray(kernel / kernel.sum(), np.float32)
+def _blur(light: Tensor, config: LightConfig, dice: Dice) -> Tensor:
+    """Defocus and motion: Gaussians along a straight line of up to 8 pixels."""
+    has_blur, has_motion = dice.chance(config.blur_share), dice.chance(config.motion_blur_share)
+    sigma = torch.where(has_blur, dice.uniform(0.4, 1.3), torch.full_like(light[:, 0, 0, 0], 0.25))
+    length = torch.where(has_motion, dice.uniform(2.0, 8.0), torch.zeros_like(sigma))
+    angle = dice.uniform(0.0, math.pi)
+    along = torch.linspace(-0.5, 0.5, 17, device=light.device) * length[:, None]
+    at = torch.arange(_KERNEL, device=light.device) - _KERNEL // 2
+    two_variances = 2 * sigma[:, None, None] ** 2
+    across = (at - (along * angle.cos()[:, None])[..., None]) ** 2 / two_variances
+    down = (at - (along * angle.sin()[:, None])[..., None]) ** 2 / two_variances
+    kernel = torch.exp(-down).transpose(1, 2) @ torch.exp(-across)
+    kernel = kernel / kernel.sum((1, 2), keepdim=True)
+    count, channels, height, width = light.shape
+    padding = _KERNEL // 2
+    padded = functional.pad(light, (padding,) * 4, mode='reflect')
+    padded = padded.reshape(1, count * channels, *padded.shape[2:])
+    kernels = kernel.repeat_interleave(channels, dim=0)[:, None]
+    blurred = functional.conv2d(padded, kernels, groups=count * channels)
+    blurred = blurred.reshape(count, channels, height, width)
+    return torch.where(_wide(has_blur | has_motion), blurred, light)
+
+
+def jpeg(images: Tensor, quality: Tensor) -> Tensor:
+    """Return pictures as JPEG gives them back: ITU-T T.81 with chroma at half the resolution.
+
+    :param images: (V, 3, S, S) of 0 to 255; S a multiple of 16.
+    :param quality: (V,) of 1 to 100, scaled as the IJG's library does.
+    """
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality) / 100
+    matrix = images.new_tensor(_YCC_FROM_RGB)
+    ycc = torch.einsum('ij,vjhw->vihw', matrix, images)
+    luma, chroma = ycc[:, :1] - 128, functional.avg_pool2d(ycc[:, 1:], 2)
+    parts = [
+        _quantised(part, images.new_tensor(table), scale)
+        for part, table in ((luma, _LUMA), (chroma, _CHROMA))
+    ]
+    chroma = functional.interpolate(parts[1], scale_factor=2.0, mode='bilinear')
+    ycc = torch.cat([parts[0] + 128, chroma], 1)
+    rgb = torch.einsum('ij,vjhw->vihw', torch.linalg.inv_ex(matrix)[0], ycc)
+    return torch.round(rgb).clamp(0, 255)
+
+
+def _quantised(planes: Tensor, table: Tensor, scale: Tensor) -> Tensor:
+    """Planes (V, C, H, W) with the cosines of their 8x8 blocks rounded to a table's steps."""
+    count, channels, height, width = planes.shape
+    at = np.arange(8)
+    cosines = np.cos((2 * at[None] + 1) * at[:, None] * np.pi / 16) / 2
+    cosines[0] /= math.sqrt(2)
+    basis = planes.new_tensor(cosines)
+    blocks = planes.reshape(count, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
+    found = basis @ blocks @ basis.T
+    steps = torch.floor(table.reshape(8, 8) * scale[:, None, None] + 0.5).clamp(1, 255)
+    steps = steps[:, None, None, None]
+    found = torch.round(found / steps) * steps
+    blocks = basis.T @ found @ basis
+    return blocks.transpose(3, 4).reshape(planes.shape)

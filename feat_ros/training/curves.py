@@ -6,11 +6,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from feat_ros.errors import DataError
+
+# What is drawn, where a run has it.
+_TITLES = {
+    'matched_right': 'matches found right',
+    'match_loss': 'loss of the matches',
+    'matchability_loss': 'loss of matchability',
+    'detection_loss': 'loss of the detection',
+    'stability_loss': 'loss of the stability groups',
+    'group_right': 'stability groups right',
+}
 
 
 class Curves:
@@ -56,20 +66,18 @@ class Curves:
         from matplotlib.figure import Figure
 
         training, validation = (self.read(name) for name in ('log', 'validation'))
-        panels: Sequence[tuple[str, str]] = (
-            ('matched_right', 'matches found right'),
-            ('match_loss', 'loss of the matches'),
-            ('matchability_loss', 'loss of matchability'),
-            ('group_right', 'stability groups right'),
-        )
-        figure = Figure(figsize=(10, 6), layout='constrained')
-        axes = figure.subplots(2, 2)
-        for axis, (key, title) in zip(axes.flat, panels, strict=True):
+        keys = [key for key in _TITLES if any(key in line for line in training + validation)]
+        rows = -(-max(len(keys), 1) // 2)
+        figure = Figure(figsize=(10, 3 * rows), layout='constrained')
+        axes = figure.subplots(rows, 2, squeeze=False)
+        for axis in axes.flat[len(keys) :]:
+            axis.set_axis_off()
+        for axis, key in zip(axes.flat, keys, strict=False):
             for lines, label in ((training, 'training'), (validation, 'held-out photographs')):
                 found = [(line['step'], line[key]) for line in lines if key in line]
                 if found:
                     axis.plot(*zip(*found, strict=True), label=label, marker='.', markersize=3)
-            axis.set_title(title, fontsize=10)
+            axis.set_title(_TITLES[key], fontsize=10)
             axis.set_xlabel('step')
             axis.grid(alpha=0.3)
         if training:

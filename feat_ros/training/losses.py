@@ -34,50 +34,50 @@ class _DualSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, logits: Tensor, scale: Tensor, rows: Tensor, columns: Tensor
+        context: Any, logits: Tensor, scale: Tensor, column: Tensor, share: Tensor
     ) -> Tensor:
+        matched = torch.gather(logits, 1, column[:, None])[:, 0] - scale
         exponentials = torch.exp(logits - scale)
         row_sums = exponentials.sum(1).clamp(min=1e-37)
         column_sums = exponentials.sum(0).clamp(min=1e-37)
-        context.save_for_backward(exponentials, row_sums, column_sums, rows, columns)
-        matched = logits[rows, columns] - scale
-        row_part = (torch.log(row_sums[rows]) - matched).sum()
-        return row_part + (torch.log(column_sums[columns]) - matched).sum()
+        context.save_for_backward(exponentials, row_sums, column_sums, column, share)
+        each = torch.log(row_sums) + torch.log(column_sums[column]) - 2 * matched
+        return (share * each).sum()
 
     @staticmethod
     def backward(context: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        exponentials, row_sums, column_sums, rows, columns = context.saved_tensors
-        row_factor = torch.zeros_like(row_sums)
-        row_factor[rows] = 1 / row_sums[rows]
-        column_factor = torch.zeros_like(column_sums)
-        column_factor[columns] = 1 / column_sums[columns]
-        grad = exponentials * (row_factor[:, None] + column_factor[None])
-        grad[rows, columns] -= 2.0
+        exponentials, row_sums, column_sums, column, share = context.saved_tensors
+        column_share = torch.zeros_like(column_sums).scatter_add(0, column, share)
+        grad = exponentials * ((share / row_sums)[:, None] + (column_share / column_sums)[None])
+        grad.scatter_add_(1, column[:, None], -2 * share[:, None])
         return grad * grads[0], None, None, None
 
 
 def dual_softmax_loss(
-    descriptors_a: Tensor, descriptors_b: Tensor, scale: Tensor, rows: Tensor, columns: Tensor
+    descriptors_a: Tensor, descriptors_b: Tensor, scale: Tensor, partner: Tensor
 ) -> MatchLoss:
     """Contrast each match with all points of the batch, both ways.
 
     The mean over matches (i, j) of ``-log P_ij - log Q_ij``, where P and Q are the softmax over
     the rows and over the columns of ``scale * descriptors_a @ descriptors_b.T``: Sun et al.,
-    "LoFTR", CVPR 2021, equation 2, with learned features at points.
+    "LoFTR", CVPR 2021, equation 2, with learned features at points. No shape follows from the
+    number of matches, so that a GPU need not wait for it.
 
-    :param descriptors_a: (N, D) unit length; likewise (M, D) b.
+    :param descriptors_a: (N, D) unit length, or zero for none; likewise (M, D) b.
     :param scale: (), the inverse temperature.
-    :param rows: (K,) int64 and ``columns`` (K,): the matches; no row or column twice.
+    :param partner: (N,) int64, b's partner of each of a's, or -1; no partner twice.
     """
+    is_matched = partner >= 0
+    column = partner.clamp(min=0)
     logits = (descriptors_a * scale) @ descriptors_b.T
-    total = _DualSoftmax.apply(logits, scale.detach(), rows, columns)
+    share = is_matched.to(logits.dtype) / is_matched.sum().clamp(min=1)
+    loss = _DualSoftmax.apply(logits, scale.detach(), column, share)
     with torch.no_grad():
-        matched = logits[rows, columns]
-        is_right = (matched >= logits.amax(1)[rows]) & (matched >= logits.amax(0)[columns])
-        is_right_a = torch.zeros(len(descriptors_a), dtype=torch.bool, device=logits.device)
-        is_right_b = torch.zeros(len(descriptors_b), dtype=torch.bool, device=logits.device)
-        is_right_a[rows], is_right_b[columns] = is_right, is_right
-    return MatchLoss(total / max(len(rows), 1), is_right_a, is_right_b)
+        matched = torch.gather(logits, 1, column[:, None])[:, 0]
+        is_right_a = (matched >= logits.amax(1)) & (matched >= logits.amax(0)[column]) & is_matched
+        count = torch.zeros(len(descriptors_b), dtype=torch.int64, device=logits.device)
+        is_right_b = count.scatter_add(0, column, is_right_a.long()) > 0
+    return MatchLoss(loss, is_right_a, is_right_b)
 
 
 def matchability_loss(logits: Tensor, target: Tensor, is_right: Tensor) -> Tensor:

@@ -3,71 +3,45 @@
 """Pairs of views with known correspondence, points detected in each view by itself.
 
 A pair is one photograph through two homographies, or two frames of a town, which differ by real
-motion, other cars and other light. Each pair is a function of (seed, step, number): a run that is
-resumed sees what it would have seen.
+motion, other cars and other light. All pairs of a step are made at once, on the device that holds
+the pictures, and are a function of (seed, step): a run that is resumed sees what it would have
+seen.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.backends import cudnn
 from torch.utils.data import Dataset
 
-from feat_ros.config import Config, option
-from feat_ros.errors import DataError
 from feat_ros.models.scale_space import Points, ScaleSpace
 from feat_ros.models.sfd2_lite import GROUPS, tones
 from feat_ros.semantics import StabilityGroup
-from feat_ros.training.augment import change_light, LightConfig
-from feat_ros.training.town_cache import project, TownCache
+from feat_ros.training.augment import change_light
+from feat_ros.training.configs import PairConfig
+from feat_ros.training.pictures import Picture, PictureBank, read_photo
+from feat_ros.training.town_cache import TownCache, TownViews
 
 Float = npt.NDArray[np.float64]
-Image = npt.NDArray[np.uint8]
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png')
-_LABEL_SUFFIX = '.group.png'
 # Pixels: a match is nearer than the first, a point without partner farther than the second.
 _MATCH_PX, _NO_MATCH_PX = 1.5, 3.0
-# Of 64 places of a town frame, how many the other must see, and how often that is tried.
-_TOWN_SEEN, _TOWN_TRIES = 28, 12
+# Pixels at the border of a view where nothing is detected.
+_BORDER = 8
+# Cuts of a town pair that are tried, the one with most in common is taken; by so many places.
+_TOWN_TRIES, _TOWN_PLACES = 12, 64
 # Mean grey level from which a frame of the town was taken by day.
 _DAY_MEAN = 60.0
 # What the network's stability outputs stand for; -1 where nobody knows.
-_OUTPUT_OF_GROUP = np.full(len(StabilityGroup), -1, np.int64)
-_OUTPUT_OF_GROUP[[int(group) for group in GROUPS]] = range(len(GROUPS))
-_OUTPUT_OF_GROUP[StabilityGroup.DYNAMIC] = GROUPS.index(StabilityGroup.VOLATILE)
-# Maps points of the first view to the second: places, and 1 visible, 0 not, -1 gone.
-Transfer = Callable[[Float], tuple[Float, Any]]
-
-
-@dataclass(frozen=True)
-class PairConfig(Config):
-    """How pairs are made."""
-
-    pairs: int = option(6, 'pairs a step', minimum=1)
-    size: int = option(256, 'side of a view in pixels', minimum=64, maximum=1024)
-    points: int = option(384, 'strongest points of a view', minimum=8)
-    town_share: float = option(0.25, 'pairs from the town', minimum=0.0, maximum=1.0)
-    turned_share: float = option(0.6, 'pairs turned against each other', minimum=0, maximum=1)
-    turned_deg: float = option(30.0, 'largest such turn', minimum=0.0, maximum=180.0)
-    upended_share: float = option(
-        0.12, 'pairs turned by any angle to 180 degrees', minimum=0.0, maximum=1.0
-    )
-    smallest_scale: float = option(0.6, 'of the second view', minimum=0.2, maximum=1.0)
-    largest_scale: float = option(1.5, 'of the second view', minimum=1.0, maximum=5.0)
-    corner_jitter: float = option(
-        0.22, 'how far corners move, as a share of the side', minimum=0.0, maximum=0.4
-    )
-    light: LightConfig = field(default_factory=LightConfig)
+OUTPUT_OF_GROUP = np.full(len(StabilityGroup), -1, np.int64)
+OUTPUT_OF_GROUP[[int(group) for group in GROUPS]] = range(len(GROUPS))
+OUTPUT_OF_GROUP[StabilityGroup.DYNAMIC] = GROUPS.index(StabilityGroup.VOLATILE)
 
 
 class Batch(NamedTuple):
@@ -80,6 +54,7 @@ class Batch(NamedTuple):
     ``target``    (2P, N) int64     1 has a partner, 0 has none though its place is seen,
                                     -1 nothing is known
     ``group``     (2P, N) int64     output of the stability head, -1 unknown
+    ``groups``    (2P, S, S) int64  likewise of every pixel
     ============  ================  ======================================================
     """
 
@@ -88,84 +63,43 @@ class Batch(NamedTuple):
     partner: Tensor
     target: Tensor
     group: Tensor
+    groups: Tensor
 
-
-class View(NamedTuple):
-    """One picture of a pair; ``group`` (S, S) uint8, ``view_from_source`` 3x3."""
-
-    image: Image
-    group: npt.NDArray[np.uint8]
-    view_from_source: Float
-
-
-# Two views and where the points of each lie in the other.
-Pair = tuple[View, View, tuple[Transfer, Transfer]]
-
-
-class Photo(NamedTuple):
-    """A photograph at full, half, quarter ... resolution, and its labels if it has any."""
-
-    levels: list[Image]
-    group: npt.NDArray[np.uint8] | None
-
-
-def find_photos(folders: list[str]) -> list[Path]:
-    """List the photographs under folders; ``NAME.group.png`` are labels of ``NAME.*``.
-
-    :raises DataError: a folder has none.
-    """
-    found = []
-    for folder in folders:
-        paths = sorted(
-            path
-            for path in Path(folder).rglob('*')
-            if path.suffix.lower() in _SUFFIXES and not path.name.endswith(_LABEL_SUFFIX)
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        points = Points(*(each.to(device) for each in self.points))
+        return self._replace(
+            points=points,
+            **{
+                name: each.to(device)
+                for name, each in self._asdict().items()
+                if isinstance(each, Tensor)
+            },
         )
-        if not paths:
-            raise DataError(f'folder {folder} has no photographs: name one with .jpg or .png')
-        found += paths
-    return found
 
 
-def data_manifest(paths: list[Path]) -> list[dict[str, str]]:
-    """Name, with the folder it is in, and sha256 of each file and of its labels."""
-    manifest = []
-    for path in paths:
-        files = {'sha256': path, 'labels_sha256': _label_path(path)}
-        hashes = {
-            key: hashlib.sha256(file.read_bytes()).hexdigest()
-            for key, file in files.items()
-            if file.exists()
-        }
-        manifest.append({'file': f'{path.parent.name}/{path.name}', **hashes})
-    return manifest
+class Cut(NamedTuple):
+    """Views cut out of pictures: ``picture`` (V,) int64, ``source_from_view`` (V, 3, 3) f8."""
+
+    picture: Tensor
+    source_from_view: Tensor
 
 
-def _label_path(path: Path) -> Path:
-    return path.with_name(path.stem + _LABEL_SUFFIX)
+class Seen(NamedTuple):
+    """Points of views and where they lie in their partner.
 
-
-def read_photo(path: Path) -> Photo:
-    """Read a photograph, and its labels where there are any.
-
-    :raises DataError: not a picture, or labels of another size.
+    ============  ================  =====================================================
+    ``xy``        (P, N, 2)         pixels
+    ``is_point``  (P, N) bool       which of them there are
+    ``there``     (P, N, 2)         their places in the other view
+    ``status``    (P, N) int64      1 seen there, 0 not, -1 gone
+    ============  ================  =====================================================
     """
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise DataError(f'{path} is no picture that OpenCV reads: remove it')
-    levels = [np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)]
-    while min(levels[-1].shape[:2]) >= 256:
-        height, width = levels[-1].shape[:2]
-        half = cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        levels.append(np.asarray(half, np.uint8))
-    label_path = _label_path(path)
-    group = None
-    if label_path.exists():
-        found = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE)
-        group = np.zeros((0, 0), np.uint8) if found is None else np.asarray(found, np.uint8)
-        if group.shape != levels[0].shape[:2] or group.max() >= len(StabilityGroup):
-            raise DataError(f'{label_path} is not a label image of {path}: size or ids differ')
-    return Photo(levels, group)
+
+    xy: Tensor
+    is_point: Tensor
+    there: Tensor
+    status: Tensor
 
 
 class PairMaker(Dataset[Batch]):
@@ -173,253 +107,256 @@ class PairMaker(Dataset[Batch]):
 
     :param photos: files; drawn in proportion to the square root of their area.
     :param town: None for photographs only.
+    :param device: where pictures lie and pairs are made.
     """
 
     def __init__(
-        self, config: PairConfig, photos: list[Path], town: TownCache | None, seed: int
+        self,
+        config: PairConfig,
+        photos: list[Path],
+        town: TownCache | None,
+        seed: int,
+        device: torch.device | str = 'cpu',
     ) -> None:
-        self.config, self.seed, self.town = config, seed, town
-        self._photos = [read_photo(path) for path in photos]
-        weight = np.sqrt([photo.levels[0][..., 0].size for photo in self._photos])
+        self.config, self.seed, self.device = config, seed, torch.device(device)
+        pictures = [read_photo(path) for path in photos]
+        self._num_photos = len(pictures)
+        self._town_share = 0.0
+        if town is not None:
+            self._town_share = config.town_share
+            frames = [town[number] for number in range(len(town))]
+            pictures += [Picture(frame.image, frame.group) for frame in frames]
+            self._town_views = TownViews(frames, self.device)
+            self._town_pairs = town.pairs
+        self._bank = PictureBank(pictures, self.device)
+        weight = np.sqrt(self._bank.size_wh[: self._num_photos].prod(axis=1))
         self._share = weight / weight.sum()
-        self._detector = ScaleSpace()
+        self._detector = ScaleSpace().to(self.device)
+        self._output_of_group = torch.from_numpy(OUTPUT_OF_GROUP).to(self.device)
 
     def __getitem__(self, step: int) -> Batch:
         """Make the batch of a step."""
-        views: list[View] = []
-        second: list[View] = []
-        transfers: list[tuple[Transfer, Transfer]] = []
-        for number in range(self.config.pairs):
-            rng = np.random.default_rng([self.seed, step, number])
-            is_town = self.town is not None and rng.random() < self.config.town_share
-            made = self._town_pair(rng) if is_town else self._photo_pair(rng)
-            views.append(made[0])
-            second.append(made[1])
-            transfers.append(made[2])
-        return self._batch(views + second, transfers)
+        rng = np.random.default_rng([self.seed, step])
+        count = self.config.pairs
+        is_town = rng.random(count) < self._town_share
+        a, b = self._photo_cuts(rng, count)
+        if is_town.any():
+            town_a, town_b = self._town_cuts(rng, count)
+            a, b = (_choose(is_town, of_town, of_photo) for of_town, of_photo in
+                    ((town_a, a), (town_b, b)))  # fmt: skip
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
+        return self._batch(a, b, torch.from_numpy(is_town).to(self.device), generator)
 
-    def _batch(self, views: list[View], transfers: list[tuple[Transfer, Transfer]]) -> Batch:
-        images = torch.from_numpy(np.stack([view.image for view in views]))
-        size = self.config.size
-        with torch.no_grad():
-            valid_wh = torch.full((len(views), 2), size, dtype=torch.int32)
+    def _batch(self, a: Cut, b: Cut, is_town: Tensor, generator: torch.Generator) -> Batch:
+        size, count = self.config.size, len(is_town)
+        both = Cut(*(torch.cat(pair) for pair in zip(a, b, strict=True)))
+        views, groups = self._bank.views(both.picture, both.source_from_view, size)
+        second = torch.arange(2 * count, device=self.device) >= count
+        by_day = ~is_town.repeat(2) | (views.mean((1, 2, 3)) > _DAY_MEAN)
+        views = change_light(views, self.config.light, generator, second & by_day)
+        images = views.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+        valid_wh = torch.full((2 * count, 2), size, dtype=torch.int32, device=self.device)
+        # Differences of Gaussians drown in TensorFloat-32.
+        with torch.no_grad(), cudnn.flags(enabled=True, allow_tf32=False):
             points = self._detector(tones(images, valid_wh).grey, valid_wh, self.config.points)
-        xy = points.xy.numpy().astype(float)
-        is_point = points.response.numpy() > 0
-        count = len(transfers)
-        partner = np.full((count, xy.shape[1]), -1, np.int64)
-        target = np.full(xy.shape[:2], -1, np.int64)
-        for i, transfer in enumerate(transfers):
-            j = count + i
-            partner[i], target[i], target[j] = correspond(
-                xy[i], is_point[i], xy[j], is_point[j], transfer, size
+        is_point = points.response > 0
+        seen_a, seen_b = (
+            Seen(
+                points.xy[part],
+                is_point[part],
+                *self._transfer(points.xy[part], here, there, is_town),
             )
-        group = np.full(xy.shape[:2], -1, np.int64)
-        for i, view in enumerate(views):
-            at = np.clip(xy[i].astype(int), 0, size - 1)
-            group[i] = _OUTPUT_OF_GROUP[view.group[at[:, 1], at[:, 0]]]
-        group[~is_point] = -1
-        return Batch(
-            images, points, torch.from_numpy(partner), torch.from_numpy(target),
-            torch.from_numpy(group),
+            for part, here, there in ((slice(count), a, b), (slice(count, None), b, a))
+        )
+        partner, target_a, target_b = correspond(seen_a, seen_b, size)
+        outputs = self._output_of_group[groups.long()]
+        column, row = points.xy.long().clamp(0, size - 1).unbind(-1)
+        group = torch.gather(outputs.flatten(1), 1, row * size + column)
+        group = torch.where(is_point, group, -1)
+        return Batch(images, points, partner, torch.cat([target_a, target_b]), group, outputs)
+
+    def _transfer(
+        self, xy: Tensor, here: Cut, there: Cut, is_town: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Where points (P, N, 2) of views lie in their partners, and whether they are seen."""
+        view_from_source = torch.linalg.inv_ex(there.source_from_view)[0]
+        found = apply_homography(view_from_source @ here.source_from_view, xy)
+        status = torch.ones_like(xy[..., 0], dtype=torch.int64)
+        if self._town_share:
+            pixels = apply_homography(here.source_from_view, xy)
+            source, target = (
+                (cut.picture - self._num_photos).clamp(min=0) for cut in (here, there)
+            )
+            projected, seen = self._town_views.project(source, target, pixels)
+            limits = pixels.new_tensor([self._town_views.width, self._town_views.height])
+            # Beyond its border a frame is a mirror image, which is nowhere in the other.
+            seen = seen * ((pixels >= 0) & (pixels < limits)).all(-1)
+            moved = apply_homography(view_from_source, projected)
+            found = torch.where(is_town[:, None, None], moved, found)
+            status = torch.where(is_town[:, None], seen, status)
+        return found, status
+
+    def _photo_cuts(self, rng: np.random.Generator, count: int) -> tuple[Cut, Cut]:
+        size, config = self.config.size, self.config
+        picture = rng.choice(self._num_photos, count, p=self._share)
+        wh = self._bank.size_wh[picture]
+        largest = np.log(np.maximum(wh.min(1) / size, 1.0))
+        scale = np.exp(rng.uniform(np.minimum(np.log(0.8), largest), largest))
+        center = _between(rng, 0.5 * scale[:, None] * size, wh - 0.5 * scale[:, None] * size)
+        turn = rng.normal(0, 4.0, count)
+        first = self._quads(rng, center, scale, turn)
+        shift = rng.uniform(-0.2, 0.2, (count, 2)) * size * scale[:, None]
+        low, high = np.log(config.smallest_scale), np.log(config.largest_scale)
+        scale = scale * np.exp(rng.uniform(low, high, count))
+        second = self._quads(rng, center + shift, scale, turn + self._turns(rng, count))
+        is_swapped = (rng.random(count) < 0.5)[:, None, None]
+        chosen = torch.from_numpy(picture).to(self.device)
+        a, b = (
+            Cut(chosen, homographies(torch.from_numpy(quads).to(self.device), size))
+            for quads in (
+                np.where(is_swapped, second, first), np.where(is_swapped, first, second)
+            )
         )  # fmt: skip
+        return a, b
 
-    def _photo_pair(self, rng: np.random.Generator) -> Pair:
-        photo = self._photos[int(rng.choice(len(self._photos), p=self._share))]
-        height, width = photo.levels[0].shape[:2]
-        size = self.config.size
-        largest = max(min(height, width) / size, 1.0)
-        scale = float(np.exp(rng.uniform(np.log(min(0.8, largest)), np.log(largest))))
-        reach = 0.5 * scale * size
-        center = np.array(
-            [_between(rng, reach, width - reach), _between(rng, reach, height - reach)]
-        )
-        turn = float(rng.normal(0, 4.0))
-        first = self._quad(rng, center, scale, turn)
-        shift = rng.uniform(-0.2, 0.2, 2) * size * scale
-        low, high = np.log(self.config.smallest_scale), np.log(self.config.largest_scale)
-        scale = scale * float(np.exp(rng.uniform(low, high)))
-        second = self._quad(rng, center + shift, scale, turn + self._turn(rng))
-        if rng.random() < 0.5:
-            first, second = second, first
-        a = self._photo_view(photo, first, rng, may_be_night=False)
-        b = self._photo_view(photo, second, rng, may_be_night=True)
-        b_from_a = b.view_from_source @ np.linalg.inv(a.view_from_source)
-        transfers = _homography_transfer(b_from_a), _homography_transfer(np.linalg.inv(b_from_a))
-        return a, b, transfers
+    def _turns(self, rng: np.random.Generator, count: int) -> Float:
+        """Turns of second views in degrees."""
+        kind, turn = rng.random(count), rng.uniform(-1, 1, count)
+        upended, turned = self.config.upended_share, self.config.turned_share
+        mild = np.where(kind < upended + turned, turn * self.config.turned_deg, 0.0)
+        return np.where(kind < upended, turn * 180.0, mild)
 
-    def _turn(self, rng: np.random.Generator) -> float:
-        """Turn of the second view in degrees."""
-        kind = rng.random()
-        if kind < self.config.upended_share:
-            return float(rng.uniform(-180, 180))
-        if kind < self.config.upended_share + self.config.turned_share:
-            return float(rng.uniform(-1, 1)) * self.config.turned_deg
-        return 0.0
-
-    def _quad(
-        self, rng: np.random.Generator, center: Float, scale: float, turn_deg: float
+    def _quads(
+        self, rng: np.random.Generator, center: Float, scale: Float, turn_deg: Float
     ) -> Float:
-        """Corners (4, 2) in the source of a view."""
+        """Corners (P, 4, 2) in the source of views, from the top left clockwise."""
         size, angle = self.config.size, np.radians(turn_deg)
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        cos, sin = np.cos(angle), np.sin(angle)
+        turn = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (size / 2)
-        jitter = rng.uniform(-0.5, 0.5, (4, 2)) * self.config.corner_jitter * size
-        return np.asarray(center + scale * (corners + jitter) @ turn.T)
+        jitter = rng.uniform(-0.5, 0.5, (len(center), 4, 2)) * self.config.corner_jitter * size
+        turned = (corners + jitter) @ turn.transpose(0, 2, 1)
+        return np.asarray(center[:, None] + scale[:, None, None] * turned)
 
-    def _view_from(self, quad: Float) -> Float:
-        size = self.config.size
-        corners = np.array([[0, 0], [size, 0], [size, size], [0, size]], np.float32)
-        return np.asarray(
-            cv2.getPerspectiveTransform(quad.astype(np.float32), corners), np.float64
+    def _town_cuts(self, rng: np.random.Generator, count: int) -> tuple[Cut, Cut]:
+        """Cuts of two frames that show the same surfaces."""
+        size, tries = self.config.size, _TOWN_TRIES
+        wh = np.array([self._town_views.width, self._town_views.height], float)
+        pairs = self._town_pairs[rng.integers(len(self._town_pairs), size=count * tries)]
+        pairs = rng.permuted(pairs, axis=1)
+        largest = max(np.log(wh.min() / size), np.log(0.8))
+        scale, other = np.exp(rng.uniform(np.log(0.8), largest, (2, count * tries)))
+        reach = 0.5 * scale[:, None] * size
+        center = _between(rng, np.broadcast_to(reach, (len(reach), 2)), wh - reach)
+        places = (
+            center[:, None] + rng.uniform(-1, 1, (len(reach), _TOWN_PLACES, 2)) * reach[:, None]
         )
-
-    def _photo_view(
-        self, photo: Photo, quad: Float, rng: np.random.Generator, *, may_be_night: bool
-    ) -> View:
-        view_from_source = self._view_from(quad)
-        # The level at which a pixel of the view is one to two of the photograph's.
-        step = float(np.linalg.norm(quad[1] - quad[0]) + np.linalg.norm(quad[3] - quad[0])) / 2
-        level = int(np.clip(np.log2(max(step / self.config.size, 1.0)), 0, len(photo.levels) - 1))
-        source = photo.levels[level]
-        height, width = photo.levels[0].shape[:2]
-        shrink = np.diag([width / source.shape[1], height / source.shape[0], 1.0])
-        # Beyond its border a photograph goes on as its mirror image, the same for both views.
-        image = self._warp(source, view_from_source @ shrink, cv2.INTER_LINEAR)
-        group = np.zeros(image.shape[:2], np.uint8)
-        if photo.group is not None:
-            group = self._warp(photo.group, view_from_source, cv2.INTER_NEAREST)
-        image = change_light(image, self.config.light, rng, may_be_night=may_be_night)
-        return View(image, group, view_from_source)
-
-    def _warp(self, source: Image, view_from_source: Float, interpolation: int) -> Image:
-        """Warp with pixel centres at one half, where OpenCV has them at whole numbers."""
-        half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
-        matrix = np.linalg.inv(half) @ view_from_source @ half
-        size = (self.config.size, self.config.size)
-        warped = cv2.warpPerspective(
-            source, matrix, size, flags=interpolation, borderMode=cv2.BORDER_REFLECT
+        first, second, places_on_device = (
+            torch.from_numpy(np.ascontiguousarray(each)).to(self.device)
+            for each in (pairs[:, 0], pairs[:, 1], places)
         )
-        return np.asarray(warped, np.uint8)
-
-    def _town_pair(self, rng: np.random.Generator) -> Pair:
-        assert self.town is not None
-        size = self.config.size
-        for _ in range(_TOWN_TRIES):
-            first, second = rng.permutation(self.town.pairs[rng.integers(len(self.town.pairs))])
-            a, b = self.town[int(first)], self.town[int(second)]
-            width, height = a.camera.size_wh
-            largest = min(width, height) / size
-            scale, other = np.exp(rng.uniform(np.log(0.8), np.log(largest), 2)).tolist()
-            reach = 0.5 * scale * size
-            center = rng.uniform([reach, reach], [width - reach, height - reach])
-            # The second view looks at what both see of the first.
-            seen_xy, seen = project(a, b, center + rng.uniform(-reach, reach, (64, 2)))
-            if (seen == 1).sum() >= _TOWN_SEEN:
-                break
-        else:
-            return self._photo_pair(rng)
-        target = np.median(seen_xy[seen == 1], axis=0) + rng.uniform(-0.15, 0.15, 2) * size * other
-        reach = 0.5 * other * size
-        target = np.clip(target, [reach, reach], [width - reach, height - reach])
-        turn = self._turn(rng) if rng.random() < 0.3 else float(rng.normal(0, 3.0))
-        views: list[View] = []
-        for frame, quad in (
-            (a, self._quad(rng, center, scale, 0.0)), (b, self._quad(rng, target, other, turn))
-        ):  # fmt: skip
-            view_from_source = self._view_from(quad)
-            image = self._warp(frame.image, view_from_source, cv2.INTER_LINEAR)
-            may_be_night = bool(views) and image.mean() > _DAY_MEAN
-            image = change_light(image, self.config.light, rng, may_be_night=may_be_night)
-            group = self._warp(frame.group, view_from_source, cv2.INTER_NEAREST)
-            views.append(View(image, group, view_from_source))
-
-        def transfer(source: Any, target: Any, source_view: View, target_view: View) -> Transfer:
-            inverse = np.asarray(np.linalg.inv(source_view.view_from_source), float)
-
-            def apply(points: Float) -> tuple[Float, Any]:
-                pixels = _apply(inverse, points)
-                width, height = source.camera.size_wh
-                is_inside = np.all((pixels >= 0) & (pixels < [width, height]), axis=1)
-                projected, status = project(source, target, pixels)
-                # Beyond its border a frame is a mirror image, which is nowhere in the other.
-                return _apply(target_view.view_from_source, projected), status * is_inside
-
-            return apply
-
-        both = (transfer(a, b, *views), transfer(b, a, *views[::-1]))
-        return views[0], views[1], both
+        seen_xy, status = self._town_views.project(first, second, places_on_device.float())
+        # The second view looks at what both see of the first.
+        seen_xy = torch.where((status == 1)[..., None], seen_xy, torch.nan)
+        target = torch.nanmedian(seen_xy, dim=1).values
+        best = (status == 1).sum(1).reshape(count, tries).argmax(1)
+        best = best + torch.arange(count, device=self.device) * tries
+        target = torch.nan_to_num(target, nan=0.0).double()
+        shift = rng.uniform(-0.15, 0.15, target.shape) * size * other[:, None]
+        reach = 0.5 * other[:, None] * size
+        low, high = np.minimum(reach, wh / 2), np.maximum(wh - reach, wh / 2)
+        shift, low, high = (torch.from_numpy(each).to(self.device) for each in (shift, low, high))
+        target = torch.minimum(torch.maximum(target + shift, low), high)
+        turn = np.where(
+            rng.random(len(pairs)) < 0.3,
+            self._turns(rng, len(pairs)),
+            rng.normal(0, 3.0, len(pairs)),
+        )
+        quads_a = self._quads(rng, center, scale, np.zeros(len(pairs)))
+        quads_b = self._quads(rng, np.zeros_like(center), other, turn)
+        cuts = []
+        for frame, quads, middle in ((first, quads_a, None), (second, quads_b, target)):
+            corners = torch.from_numpy(quads).to(self.device)
+            corners = corners if middle is None else corners + middle[:, None]
+            cuts.append(Cut(self._num_photos + frame[best], homographies(corners[best], size)))
+        return cuts[0], cuts[1]
 
 
-def correspond(
-    xy_a: Float,
-    is_point_a: npt.NDArray[np.bool_],
-    xy_b: Float,
-    is_point_b: npt.NDArray[np.bool_],
-    transfer: tuple[Transfer, Transfer],
-    size: int,
-) -> tuple[Any, Any, Any]:
+def _choose(is_first: npt.NDArray[np.bool_], first: Cut, second: Cut) -> Cut:
+    chosen = torch.from_numpy(is_first).to(first.picture.device)
+    return Cut(
+        torch.where(chosen, first.picture, second.picture),
+        torch.where(chosen[:, None, None], first.source_from_view, second.source_from_view),
+    )
+
+
+def homographies(quads: Tensor, size: int) -> Tensor:
+    """Return what takes a square of ``size`` pixels to quadrilaterals, (V, 3, 3).
+
+    Heckbert, "Fundamentals of texture mapping and image warping", 1989, section 2.2.3.
+
+    :param quads: (V, 4, 2) corners, from the top left clockwise.
+    """
+    p0, p1, p2, p3 = quads.unbind(1)
+    d1, d2, s = p1 - p2, p3 - p2, p0 - p1 + p2 - p3
+    determinant = d1[:, 0] * d2[:, 1] - d2[:, 0] * d1[:, 1]
+    g = ((s[:, 0] * d2[:, 1] - d2[:, 0] * s[:, 1]) / determinant)[:, None]
+    h = ((d1[:, 0] * s[:, 1] - s[:, 0] * d1[:, 1]) / determinant)[:, None]
+    affine = torch.stack([p1 - p0 + g * p1, p3 - p0 + h * p3, p0], -1)
+    last = torch.stack([g, h, torch.ones_like(g)], -1)
+    unit = torch.cat([affine, last], 1)
+    return unit * quads.new_tensor([1 / size, 1 / size, 1.0])
+
+
+def apply_homography(matrix: Tensor, points: Tensor) -> Tensor:
+    """Return points (B, N, 2) through matrices (B, 3, 3)."""
+    matrix = matrix.to(points.dtype)
+    mapped = points @ matrix[:, :, :2].transpose(1, 2) + matrix[:, None, :, 2]
+    return mapped[..., :2] / mapped[..., 2:]
+
+
+def correspond(a: Seen, b: Seen, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Find which points of two views are the same.
 
-    :param xy_a: (N, 2), of which only ``is_point_a`` (N,) count; likewise b.
-    :param transfer: from a to b, and from b to a.
     :param size: side of the views.
-    :returns: partner (N,) and the targets (N,) of both views, see :class:`Batch`.
+    :returns: partner (P, N) and the targets (P, N) of both views, see :class:`Batch`.
     """
-    in_b, seen_b = _transferred(xy_a, transfer[0], size)
-    in_a, seen_a = _transferred(xy_b, transfer[1], size)
-    distance, back = _squared_distance(in_b, xy_b), _squared_distance(xy_a, in_a)
-    both = np.maximum(distance, back)
-    both[~((seen_b == 1) & is_point_a)] = np.inf
-    both[:, ~((seen_a == 1) & is_point_b)] = np.inf
-    nearest_b, nearest_a = both.argmin(axis=1), both.argmin(axis=0)
-    rows = np.arange(len(xy_a))
-    is_match = (nearest_a[nearest_b] == rows) & (both[rows, nearest_b] < _MATCH_PX**2)
-    partner = np.where(is_match, nearest_b, -1)
+    seen_b, seen_a = _within(a, size), _within(b, size)
+    gap, back = torch.cdist(a.there, b.xy, **_EXACT), torch.cdist(a.xy, b.there, **_EXACT)
+    both = torch.maximum(gap, back)
+    both = both.masked_fill(~((seen_b == 1) & a.is_point)[:, :, None], torch.inf)
+    both = both.masked_fill(~((seen_a == 1) & b.is_point)[:, None, :], torch.inf)
+    distance, nearest_b = both.min(2)
+    nearest_a = both.argmin(1)
+    rows = torch.arange(a.xy.shape[1], device=a.xy.device)
+    is_match = (torch.gather(nearest_a, 1, nearest_b) == rows) & (distance < _MATCH_PX)
+    partner = torch.where(is_match, nearest_b, -1)
+    is_matched_b = torch.zeros_like(partner).scatter_add(1, nearest_b, is_match.long()) > 0
     targets = []
-    for seen, is_point, gap, other_is_point in (
-        (seen_b, is_point_a, distance, is_point_b),
-        (seen_a, is_point_b, back.T, is_point_a),
+    for here, seen, apart, other_is_point, is_matched in (
+        (a, seen_b, gap, b.is_point[:, None, :], is_match),
+        (b, seen_a, back.transpose(1, 2), a.is_point[:, None, :], is_matched_b),
     ):
-        closest = gap[:, other_is_point].min(axis=1, initial=np.inf)
-        is_alone = ((seen == 1) & (closest > _NO_MATCH_PX**2)) | (seen == -1)
-        targets.append(np.where(is_point & is_alone, 0, -1))
-    targets[0][is_match] = 1
-    targets[1][partner[is_match]] = 1
+        closest = apart.masked_fill(~other_is_point, torch.inf).amin(2)
+        is_alone = ((seen == 1) & (closest > _NO_MATCH_PX)) | (seen == -1)
+        target = torch.where(here.is_point & is_alone, 0, -1)
+        targets.append(torch.where(is_matched, 1, target))
     return partner, targets[0], targets[1]
 
 
-def _squared_distance(a: Float, b: Float) -> npt.NDArray[np.float32]:
-    """Return (N, M) float32 of points (N, 2) and (M, 2)."""
-    a32, b32 = a.astype(np.float32), b.astype(np.float32)
-    across = a32[:, :1] - b32[:, 0]
-    down = a32[:, 1:] - b32[:, 1]
-    across *= across
-    down *= down
-    across += down
-    return across
+# The faster way by products loses tenths of a pixel.
+_EXACT: dict[str, str] = {'compute_mode': 'donot_use_mm_for_euclid_dist'}
 
 
-def _transferred(xy: Float, transfer: Transfer, size: int) -> tuple[Float, Any]:
-    """Where points lie in the other view; seen only where the detector looks."""
-    border = 8
-    places, seen = transfer(xy)
-    is_inside = np.all((places >= border) & (places <= size - border), axis=1)
-    return places, np.where((seen == 1) & ~is_inside, 0, seen)
+def _within(points: Seen, size: int) -> Tensor:
+    """Status of points; seen only where the detector of the other view looks."""
+    there = points.there
+    is_inside = ((there >= _BORDER) & (there <= size - _BORDER)).all(-1)
+    return torch.where((points.status == 1) & ~is_inside, 0, points.status)
 
 
-def _between(rng: np.random.Generator, low: float, high: float) -> float:
-    """Return a number between two, or their mean where the first is the larger."""
-    return float(rng.uniform(low, high)) if low < high else (low + high) / 2
-
-
-def _apply(homography: Float, points: Float) -> Float:
-    mapped = np.column_stack([points, np.ones(len(points))]) @ homography.T
-    return np.asarray(mapped[:, :2] / mapped[:, 2:])
-
-
-def _homography_transfer(homography: Float) -> Transfer:
-    def apply(points: Float) -> tuple[Float, Any]:
-        return _apply(homography, points), np.ones(len(points), int)
-
-    return apply
+def _between(rng: np.random.Generator, low: Float, high: Float) -> Float:
+    """Return numbers between two, or their mean where the first is the larger."""
+    middle = (low + high) / 2
+    is_empty = low >= high
+    return rng.uniform(np.where(is_empty, middle, low), np.where(is_empty, middle, high))

@@ -10,15 +10,19 @@ days and in other lights, in both directions and with the camera turned to the s
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from feat_ros.camera import Camera
-from feat_ros.config import Config, option
 from feat_ros.errors import DataError
 from feat_ros.geometry import Rigid3d
 from feat_ros.sfm_map import partial_path, publish, write_text, writing
@@ -26,6 +30,7 @@ from feat_ros.town.drive import Drive
 from feat_ros.town.light import CONDITIONS
 from feat_ros.town.rendering import render
 from feat_ros.town.world import Town
+from feat_ros.training.configs import TownCacheConfig
 from feat_ros.types import Progress
 
 Float = npt.NDArray[np.float64]
@@ -36,22 +41,6 @@ _SAME_SURFACE = 0.02
 # Frames are a pair when at least this share of a grid over each is seen in the other.
 _MIN_OVERLAP = 0.25
 _GRID_STEP = 16
-
-
-@dataclass(frozen=True)
-class TownCacheConfig(Config):
-    """What a cache of town frames holds."""
-
-    first_seed: int = option(9001, 'seed of the first town; the shipped map has seed 7', minimum=0)
-    num_towns: int = option(8, 'how many towns', minimum=1)
-    drives_per_town: int = option(8, 'drives along each of them', minimum=2)
-    frames_per_drive: int = option(10, 'frames of each drive', minimum=1)
-    street_m: float = option(60.0, 'length of the street', minimum=40.0, maximum=400.0)
-    texel_m: float = option(
-        0.0125, 'size of a texel of the streets, metres', minimum=0.005, maximum=0.1
-    )
-    width: int = option(512, 'width of a frame in pixels', minimum=64)
-    height: int = option(384, 'height of a frame in pixels', minimum=64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,45 +94,72 @@ class TownCache:
         )
 
 
-def project(source: TownFrame, target: TownFrame, pixels: Float) -> tuple[Float, Any]:
-    """Where surfaces seen in one frame lie in another of the same town.
+class TownViews:
+    """What is needed to find the surfaces of many frames in one another, on one device.
 
-    :param pixels: (N, 2) in the source frame.
-    :returns: (N, 2) pixels in the target frame, and (N,) int: 1 seen there too, 0 hidden, outside
-        or not known, -1 on something that moves, which is not there any more.
+    :param frames: as :class:`TownCache` gives them, all of one size, cameras without distortion.
     """
-    column, row = _index(pixels, source.depth.shape)
-    depth = source.depth[row, column].astype(float)
-    is_static, is_solid = source.is_static[row, column], np.isfinite(depth) & (depth > 0)
-    rays = source.camera.unproject(pixels)
-    rays = rays / rays[:, 2:]
-    target_from_source = target.cam_from_map @ source.cam_from_map.inverse()
-    points = target_from_source.apply(rays * np.where(is_solid, depth, 1.0)[:, None])
-    is_ahead = points[:, 2] > 0.1
-    points[~is_ahead] = [0, 0, 1]
-    # A perspective camera has no image of what is far off its axis: NaN.
-    projected = np.nan_to_num(target.camera.project(points), nan=-1.0)
-    width, height = target.camera.size_wh
-    is_inside = np.all((projected >= 0) & (projected < [width, height]), axis=1)
-    column, row = _index(projected, target.depth.shape)
-    found = target.depth[row, column].astype(float)
-    with np.errstate(invalid='ignore'):
-        is_same = np.abs(found - points[:, 2]) < _SAME_SURFACE * points[:, 2]
-    seen = is_static & is_solid & is_ahead & is_inside & is_same & target.is_static[row, column]
-    return projected, np.where(is_solid & ~is_static, -1, seen.astype(int))
 
+    def __init__(self, frames: Iterable[TownFrame], device: torch.device) -> None:
+        depth, static, cameras, poses = [], [], [], []
+        for frame in frames:
+            depth.append(frame.depth)
+            static.append(frame.is_static)
+            cameras.append(frame.camera.params)
+            pose = np.eye(4)
+            pose[:3, :3] = frame.cam_from_map.rotation
+            pose[:3, 3] = frame.cam_from_map.translation
+            poses.append(pose)
+        self.height, self.width = depth[0].shape
+        self._depth = torch.from_numpy(np.stack(depth)).to(device).reshape(-1)
+        self._is_static = torch.from_numpy(np.stack(static)).to(device).reshape(-1)
+        self._cameras = torch.tensor(np.array(cameras), device=device)
+        self._cam_from_map = torch.tensor(np.array(poses), device=device)
 
-def _index(pixels: Float, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    index = np.floor(pixels).astype(int)
-    return np.clip(index[:, 0], 0, shape[1] - 1), np.clip(index[:, 1], 0, shape[0] - 1)
+    def project(self, source: Tensor, target: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Where surfaces seen in one frame lie in another of the same town.
+
+        :param source: (B,) int64, numbers of frames, and ``target`` (B,).
+        :param pixels: (B, N, 2) in the source frames.
+        :returns: (B, N, 2) pixels in the target frames, and (B, N) int64: 1 seen there too, 0
+            hidden, outside or not known, -1 on something that moves, which is not there any more.
+        """
+        at = self._index(source, pixels)
+        depth, is_static = self._depth[at], self._is_static[at]
+        is_solid = torch.isfinite(depth) & (depth > 0)
+        depth = torch.where(is_solid, depth, 1.0)[..., None]
+        camera = self._cameras[source][:, None].to(pixels.dtype)
+        points = torch.cat([(pixels - camera[..., 2:]) / camera[..., :2] * depth, depth], -1)
+        relative = self._cam_from_map[target] @ torch.linalg.inv_ex(self._cam_from_map[source])[0]
+        relative = relative.to(pixels.dtype)
+        points = points @ relative[:, :3, :3].transpose(1, 2) + relative[:, None, :3, 3]
+        is_ahead = points[..., 2] > 0.1
+        z = torch.where(is_ahead, points[..., 2], 1.0)
+        camera = self._cameras[target][:, None].to(pixels.dtype)
+        found = points[..., :2] / z[..., None] * camera[..., :2] + camera[..., 2:]
+        limits = found.new_tensor([self.width, self.height])
+        is_inside = ((found >= 0) & (found < limits)).all(-1)
+        at = self._index(target, found)
+        other = self._depth[at]
+        is_same = (other - z).abs() < _SAME_SURFACE * z
+        seen = is_static & is_solid & is_ahead & is_inside & is_same & self._is_static[at]
+        return found, torch.where(is_solid & ~is_static, -1, seen.long())
+
+    def _index(self, frame: Tensor, pixels: Tensor) -> Tensor:
+        limits = pixels.new_tensor([self.width - 1, self.height - 1])
+        column, row = (
+            torch.floor(pixels).clamp(min=torch.zeros_like(limits), max=limits).unbind(-1)
+        )
+        return (frame[:, None] * self.height + row.long()) * self.width + column.long()
 
 
 def write_town_cache(
-    folder: Path, config: TownCacheConfig, progress: Progress | None = None
+    folder: Path, config: TownCacheConfig, progress: Progress | None = None, workers: int = 1
 ) -> Path:
     """Render the frames of a cache.
 
     :param folder: must not exist; it appears when all is written.
+    :param workers: processes, each with a town of its own.
     :raises DataError: the folder exists.
     :raises MapError: the disk is full or read-only.
     """
@@ -154,31 +170,44 @@ def write_town_cache(
         (partial / 'frames').mkdir(parents=True, exist_ok=True)
     described: list[dict[str, Any]] = []
     pairs: list[tuple[int, int]] = []
-    seeds = list(range(config.first_seed, config.first_seed + config.num_towns))
-    for seed in progress(seeds, 'town') if progress else seeds:
-        first = len(described)
-        for frame in _town_frames(seed, config):
+    towns = list(range(config.num_towns))
+    with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
+        made = [pool.submit(_write_town, partial, config, number) for number in towns]
+        for number in progress(towns, 'town') if progress else towns:
             with writing(partial):
-                np.savez(
-                    partial / 'frames' / f'{len(described):06d}.npz',
-                    image=frame.image,
-                    depth=frame.depth,
-                    group=frame.group,
-                    is_static=frame.is_static,
-                )
-            described.append(
-                {
-                    'town': seed,
-                    'camera': frame.camera.to_words(),
-                    'quat_xyzw': frame.cam_from_map.quat_xyzw.tolist(),
-                    'translation': frame.cam_from_map.translation.tolist(),
-                }
-            )
-        pairs += _covisible(partial, described, first)
+                frames, seen = made[number].result()
+            described += frames
+            pairs += seen
     content = {'config': asdict(config), 'frames': described, 'pairs': pairs}
     write_text(partial / 'cache.json', json.dumps(content))
     publish(partial, folder)
     return folder
+
+
+def _write_town(
+    folder: Path, config: TownCacheConfig, number: int
+) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
+    """Write the frames of a town; return their descriptions and which see the same place."""
+    torch.set_num_threads(1)
+    first = number * config.drives_per_town * config.frames_per_drive
+    described: list[dict[str, Any]] = []
+    frames: list[Any] = []
+    seed = config.first_seed + number
+    for frame in _town_frames(seed, config):
+        np.savez(
+            folder / 'frames' / f'{first + len(frames):06d}.npz',
+            image=frame.image, depth=frame.depth, group=frame.group, is_static=frame.is_static,
+        )  # fmt: skip
+        frames.append(frame)
+        described.append(
+            {
+                'town': seed,
+                'camera': frame.camera.to_words(),
+                'quat_xyzw': frame.cam_from_map.quat_xyzw.tolist(),
+                'translation': frame.cam_from_map.translation.tolist(),
+            }
+        )
+    return described, [(first + i, first + j) for i, j in covisible(frames)]
 
 
 def _town_frames(seed: int, config: TownCacheConfig) -> Any:
@@ -220,28 +249,20 @@ def _pose(described: dict[str, Any]) -> Rigid3d:
     return Rigid3d.from_quat_xyzw(described['quat_xyzw'], described['translation'])
 
 
-def _covisible(
-    partial: Path, described: list[dict[str, Any]], first: int
-) -> list[tuple[int, int]]:
-    """Pairs of frames from number ``first`` on that see enough of each other."""
-    frames = []
-    for number, each in enumerate(described[first:], start=first):
-        with np.load(partial / 'frames' / f'{number:06d}.npz', allow_pickle=False) as arrays:
-            frames.append(
-                TownFrame(
-                    arrays['image'][:0], arrays['depth'], arrays['group'][:0],
-                    arrays['is_static'], Camera.from_words(each['camera'].split()), _pose(each),
-                )
-            )  # fmt: skip
-    height, width = frames[0].depth.shape
+def covisible(frames: Sequence[TownFrame]) -> list[tuple[int, int]]:
+    """Pairs of frames that see enough of each other."""
+    views = TownViews(frames, torch.device('cpu'))
     steps = np.meshgrid(
-        np.arange(_GRID_STEP / 2, width, _GRID_STEP), np.arange(_GRID_STEP / 2, height, _GRID_STEP)
+        np.arange(_GRID_STEP / 2, views.width, _GRID_STEP),
+        np.arange(_GRID_STEP / 2, views.height, _GRID_STEP),
     )
-    grid = np.stack(steps, axis=-1).reshape(-1, 2)
-    overlap = np.zeros((len(frames), len(frames)))
-    for i, source in enumerate(frames):
-        for j, target in enumerate(frames):
-            if i != j:
-                overlap[i, j] = (project(source, target, grid)[1] == 1).mean()
-    enough = np.minimum(overlap, overlap.T) >= _MIN_OVERLAP
-    return [(first + int(i), first + int(j)) for i, j in np.argwhere(np.triu(enough))]
+    grid = torch.from_numpy(np.stack(steps, axis=-1).reshape(1, -1, 2))
+    count = len(frames)
+    overlap = torch.zeros(count, count)
+    others = torch.arange(count)
+    for i in range(count):
+        source = torch.full_like(others, i)
+        _, seen = views.project(source, others, grid.expand(count, -1, -1))
+        overlap[i] = (seen == 1).float().mean(1)
+    enough = torch.minimum(overlap, overlap.T) >= _MIN_OVERLAP
+    return [(int(i), int(j)) for i, j in torch.nonzero(torch.triu(enough, diagonal=1))]

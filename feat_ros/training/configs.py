@@ -1,0 +1,106 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The options of training; read by the command line, which must not wait for torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from feat_ros.config import Config, option
+
+
+@dataclass(frozen=True)
+class LightConfig(Config):
+    """How pictures are changed; shares are probabilities a view."""
+
+    night_share: float = option(0.5, 'second views at night', minimum=0.0, maximum=1.0)
+    darkest: float = option(0.01, 'smallest share of the light at night', minimum=1e-4, maximum=1)
+    brightest: float = option(0.7, 'largest share of the light at night', minimum=1e-4, maximum=1)
+    shadow_share: float = option(0.35, 'views with a shadow', minimum=0.0, maximum=1.0)
+    motion_blur_share: float = option(0.2, 'views with motion blur', minimum=0.0, maximum=1.0)
+    blur_share: float = option(0.3, 'views out of focus', minimum=0.0, maximum=1.0)
+    jpeg_share: float = option(0.5, 'views compressed by JPEG', minimum=0.0, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class PairConfig(Config):
+    """How pairs are made."""
+
+    pairs: int = option(6, 'pairs a step', minimum=1)
+    size: int = option(256, 'side of a view in pixels; a multiple of 32', minimum=64, maximum=1024)
+    points: int = option(384, 'strongest points of a view', minimum=8)
+    town_share: float = option(0.25, 'pairs from the town', minimum=0.0, maximum=1.0)
+    turned_share: float = option(0.6, 'pairs turned against each other', minimum=0, maximum=1)
+    turned_deg: float = option(30.0, 'largest such turn', minimum=0.0, maximum=180.0)
+    upended_share: float = option(
+        0.2, 'pairs turned by any angle to 180 degrees', minimum=0.0, maximum=1.0
+    )
+    smallest_scale: float = option(0.6, 'of the second view', minimum=0.2, maximum=1.0)
+    largest_scale: float = option(1.5, 'of the second view', minimum=1.0, maximum=5.0)
+    corner_jitter: float = option(
+        0.22, 'how far corners move, as a share of the side', minimum=0.0, maximum=0.4
+    )
+    light: LightConfig = field(default_factory=LightConfig)
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    """What every training run is told."""
+
+    photos: list[str] = option(list, 'folders of photographs')
+    town: str | None = option(None, 'folder of "feat_ros train town-cache", if any')
+    holdout_every: int = option(16, 'one photograph in so many is for validation', minimum=2)
+    seed: int = option(0, 'of weights and data', minimum=0)
+    steps: int = option(60_000, 'steps of the whole schedule', minimum=1)
+    learning_rate: float = option(2e-3, 'largest learning rate', minimum=0.0)
+    warmup_steps: int = option(500, 'steps until it is reached', minimum=0)
+    weight_decay: float = option(0.01, 'of AdamW', minimum=0.0)
+    ema_decay: float = option(0.999, 'of the moving average of weights', minimum=0.0, maximum=1.0)
+    largest_scale: float = option(60.0, 'bound of the learned inverse temperature', minimum=1.0)
+    use_bfloat16: bool = option(False, 'convolutions in bfloat16')
+    device: str = option('cpu', 'torch device')
+    threads: int = option(1, 'of torch in the training process', minimum=1)
+    workers: int = option(
+        1, 'processes that make pairs on the CPU; 0 to make them on the device', minimum=0
+    )
+    log_every: int = option(50, 'steps between lines of the log', minimum=1)
+    checkpoint_every: int = option(500, 'steps between checkpoints', minimum=1)
+    validate_every: int = option(1000, 'steps between validations', minimum=1)
+    validation_batches: int = option(8, 'batches of a validation', minimum=1)
+    pair: PairConfig = field(default_factory=PairConfig)
+
+
+@dataclass(frozen=True)
+class LiteConfig(RunConfig):
+    """A run that trains ``sfd2_lite``."""
+
+    match_weight: float = option(0.5, 'of the matchability loss', minimum=0.0)
+    group_weight: float = option(1.0, 'of the stability loss', minimum=0.0)
+
+
+@dataclass(frozen=True)
+class Sfd2Config(RunConfig):
+    """A run that trains ``sfd2``: equations 4 and 6 of its paper, and what is ours beside."""
+
+    learning_rate: float = option(1e-3, 'largest learning rate', minimum=0.0)
+    detection: float = option(1.0, 'w_det of equation 6', minimum=0.0)
+    match: float = option(1.0, 'of the dual softmax over all points, which is ours', minimum=0.0)
+    inter_class: float = option(0.0, 'w_inter of equation 4', minimum=0.0)
+    intra_class: float = option(0.0, 'w_intra of equation 4', minimum=0.0)
+    stability: float = option(0.3, 'of the stability head', minimum=0.0)
+
+
+@dataclass(frozen=True)
+class TownCacheConfig(Config):
+    """What a cache of town frames holds."""
+
+    first_seed: int = option(9001, 'seed of the first town; the shipped map has seed 7', minimum=0)
+    num_towns: int = option(8, 'how many towns', minimum=1)
+    drives_per_town: int = option(8, 'drives along each of them', minimum=2)
+    frames_per_drive: int = option(10, 'frames of each drive', minimum=1)
+    street_m: float = option(60.0, 'length of the street', minimum=40.0, maximum=400.0)
+    texel_m: float = option(
+        0.0125, 'size of a texel of the streets, metres', minimum=0.005, maximum=0.1
+    )
+    width: int = option(512, 'width of a frame in pixels', minimum=64)
+    height: int = option(384, 'height of a frame in pixels', minimum=64)

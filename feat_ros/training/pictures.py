@@ -1,0 +1,180 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""All pictures of a training run in the memory of its device, and views cut from them at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from feat_ros.errors import DataError
+from feat_ros.semantics import StabilityGroup
+
+UInt8 = npt.NDArray[np.uint8]
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png')
+_LABEL_SUFFIX = '.group.png'
+_SMALLEST_LEVEL = 256
+
+
+class Picture(NamedTuple):
+    """A picture ``image`` (H, W, 3) uint8 RGB and ``group`` (H, W) uint8, or None."""
+
+    image: UInt8
+    group: UInt8 | None
+
+
+def find_photos(folders: list[str]) -> list[Path]:
+    """List the photographs under folders; ``NAME.group.png`` are labels of ``NAME.*``.
+
+    :raises DataError: a folder has none.
+    """
+    found = []
+    for folder in folders:
+        paths = sorted(
+            path
+            for path in Path(folder).rglob('*')
+            if path.suffix.lower() in _SUFFIXES and not path.name.endswith(_LABEL_SUFFIX)
+        )
+        if not paths:
+            raise DataError(f'folder {folder} has no photographs: name one with .jpg or .png')
+        found += paths
+    return found
+
+
+def data_manifest(paths: list[Path]) -> list[dict[str, str]]:
+    """Name, with the folder it is in, and sha256 of each file and of its labels."""
+    manifest = []
+    for path in paths:
+        files = {'sha256': path, 'labels_sha256': _label_path(path)}
+        hashes = {
+            key: hashlib.sha256(file.read_bytes()).hexdigest()
+            for key, file in files.items()
+            if file.exists()
+        }
+        manifest.append({'file': f'{path.parent.name}/{path.name}', **hashes})
+    return manifest
+
+
+def _label_path(path: Path) -> Path:
+    return path.with_name(path.stem + _LABEL_SUFFIX)
+
+
+def read_photo(path: Path) -> Picture:
+    """Read a photograph, and its labels where there are any.
+
+    :raises DataError: not a picture, or labels of another size.
+    """
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise DataError(f'{path} is no picture that OpenCV reads: remove it')
+    image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+    label_path = _label_path(path)
+    group = None
+    if label_path.exists():
+        found = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE)
+        group = np.zeros((0, 0), np.uint8) if found is None else np.asarray(found, np.uint8)
+        if group.shape != image.shape[:2] or group.max() >= len(StabilityGroup):
+            raise DataError(f'{label_path} is not a label image of {path}: size or ids differ')
+    return Picture(image, group)
+
+
+class PictureBank:
+    """Pictures at full, half, quarter ... resolution, a pixel and its label in four bytes.
+
+    :ivar size_wh: (P, 2) float64 numpy, of each picture at full resolution.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], device: torch.device) -> None:
+        packed, first = [], []
+        sizes: list[tuple[int, int]] = []
+        for picture in pictures:
+            first.append(len(sizes))
+            image = picture.image
+            group = picture.group
+            if group is None:
+                group = np.zeros(image.shape[:2], np.uint8)
+            labels = group
+            while True:
+                height, width = image.shape[:2]
+                packed.append(np.dstack([image, labels]).reshape(-1, 4))
+                sizes.append((width, height))
+                if min(width, height) < _SMALLEST_LEVEL:
+                    break
+                half_wh = (width // 2, height // 2)
+                image = np.asarray(cv2.resize(image, half_wh, interpolation=cv2.INTER_AREA))
+                labels = np.asarray(cv2.resize(labels, half_wh, interpolation=cv2.INTER_NEAREST))
+        self.size_wh = np.array([sizes[level] for level in first], np.float64)
+        pixels = np.concatenate(packed)
+        self._pixels = torch.from_numpy(pixels.view(np.int32).reshape(-1)).to(device)
+        count = [width * height for width, height in sizes]
+        start = np.concatenate([[0], np.cumsum(count)[:-1]])
+        levels = np.diff([*first, len(sizes)])
+        self._first, self._num_levels, self._start, self._size = (
+            torch.from_numpy(np.asarray(each, np.int64)).to(device)
+            for each in (first, levels, start, np.array(sizes))
+        )
+
+    def views(self, picture: Tensor, source_from_view: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Cut square views out of pictures, between pixels and with mirrors beyond borders.
+
+        Of a picture the level is taken at which a pixel of the view is one to two of it.
+
+        :param picture: (V,) int64.
+        :param source_from_view: (V, 3, 3), pixels of the full picture from those of the view.
+        :param size: side S of a view in pixels.
+        :returns: (V, 3, S, S) float32 of 0 to 255, and groups (V, S, S) uint8.
+        """
+        side = torch.tensor(
+            [[0.0, 0, 1], [size, 0, 1], [size, size, 1], [0, size, 1]],
+            device=picture.device, dtype=source_from_view.dtype,
+        )  # fmt: skip
+        corners = side @ source_from_view.transpose(1, 2)
+        corners = corners[..., :2] / corners[..., 2:]
+        step = (corners[:, 1] - corners[:, 0]).norm(dim=1)
+        step = (step + (corners[:, 3] - corners[:, 0]).norm(dim=1)) / (2 * size)
+        up = torch.log2(step.clamp(min=1.0)).long()
+        level = self._first[picture] + torch.minimum(up, self._num_levels[picture] - 1)
+        wh = self._size[level]
+        shrink = wh / self._size[self._first[picture]]
+        matrix = source_from_view.clone()
+        matrix[:, :2] *= shrink[..., None]
+        at = torch.arange(size, device=picture.device, dtype=torch.float32) + 0.5
+        m = matrix.float()[..., None, None]
+        x, y = at[None, None, :], at[None, :, None]
+        w = m[:, 2, 0] * x + m[:, 2, 1] * y + m[:, 2, 2]
+        left = (m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2]) / w - 0.5
+        top = (m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2]) / w - 0.5
+        width, height = (each[:, None, None] for each in wh.unbind(1))
+        column, row = torch.floor(left), torch.floor(top)
+        right_share, down_share = left - column, top - row
+        columns = [_mirror(column.long() + k, width) for k in (0, 1)]
+        rows = [_mirror(row.long() + k, height) * width for k in (0, 1)]
+        start = self._start[level][:, None, None]
+        total: Tensor | None = None
+        for k, down in enumerate((1 - down_share, down_share)):
+            for j, right in enumerate((1 - right_share, right_share)):
+                taken = self._pixels[start + rows[k] + columns[j]]
+                weight = down * right
+                rgb = torch.stack([(taken >> shift & 255) for shift in (0, 8, 16)], 1)
+                part = rgb.float() * weight[:, None]
+                total = part if total is None else total + part
+        assert total is not None
+        nearest_column = torch.where(right_share < 0.5, columns[0], columns[1])
+        nearest_row = torch.where(down_share < 0.5, rows[0], rows[1])
+        group = self._pixels[start + nearest_row + nearest_column] >> 24
+        return total, group.to(torch.uint8)
+
+
+def _mirror(index: Tensor, count: Tensor) -> Tensor:
+    """Fold an index of any size back into 0 to count - 1, the border pixel twice."""
+    folded = torch.remainder(index, 2 * count)
+    return torch.minimum(folded, 2 * count - 1 - folded)

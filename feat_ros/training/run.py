@@ -1,0 +1,332 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training run in its folder, for every network that is trained on pairs of views.
+
+The folder holds ``config.json``, ``data.json`` (name and sha256 of every photograph),
+``log.jsonl`` (one line every so many steps), ``validation.jsonl``, ``curves.png``,
+``tensorboard/``, ``last.npz`` (everything to go on from) and ``weights_last.npz``,
+``weights_best.npz`` (the moving average, the best by validation on matching).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn, Tensor
+from torch.utils.data import DataLoader
+
+from feat_ros import config as configs
+from feat_ros.errors import ConfigError, DataError
+from feat_ros.models.weights import save_weights, Weights
+from feat_ros.training import checkpoint
+from feat_ros.training.configs import RunConfig
+from feat_ros.training.curves import Curves
+from feat_ros.training.pairs import Batch, PairMaker
+from feat_ros.training.pictures import data_manifest, find_photos
+from feat_ros.training.town_cache import TownCache
+
+logger = logging.getLogger(__name__)
+
+# Where and how fast a run goes on may change between its pieces; nothing else may.
+_MACHINE = {
+    'photos', 'town', 'device', 'threads', 'workers', 'log_every', 'checkpoint_every',
+    'validate_every', 'validation_batches',
+}  # fmt: skip
+# Pairs that the validation measures are made like those of the training, of photographs that it
+# does not see, from this seed.
+_VALIDATION_SEED = 77
+
+
+class Trainee(nn.Module):
+    """A network with the temperature that it is trained with."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+
+@dataclass(frozen=True)
+class System:
+    """What is trained and how.
+
+    :ivar network: its key in :data:`feat_ros.models.weights.NETWORKS`.
+    :ivar options: what the network is made with beside the number of keypoints.
+    :ivar make: the part of it that learns.
+    :ivar prefix: what goes before the names of that part's state dict in the network's.
+    :ivar losses: the loss of a batch and what is logged of it, as tensors.
+    """
+
+    network: str
+    options: Mapping[str, Any]
+    make: Callable[[], nn.Module]
+    prefix: str
+    losses: Callable[[Trainee, Batch, Any], tuple[Tensor, dict[str, Tensor]]]
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Return the rate of a step: a linear warm-up, then half a cosine to zero."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+class Run:
+    """A training run; made anew or taken up where it was left.
+
+    :param folder: made if missing; if it holds a run, that one goes on.
+    :raises DataError: the folder's run has another configuration, or there are no photographs.
+    :raises ConfigError: there is no such device.
+    """
+
+    def __init__(self, system: System, config: RunConfig, folder: Path) -> None:
+        self.system, self.config, self.folder = system, config, folder
+        self.device = _device(config.device)
+        torch.set_num_threads(config.threads)
+        cv2.setNumThreads(1)
+        torch.manual_seed(config.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_config()
+        photos = find_photos(config.photos)
+        self.held_out = photos[config.holdout_every - 1 :: config.holdout_every]
+        if not self.held_out:
+            raise DataError(
+                f'{len(photos)} photograph(s) leave none for validation: add some, or set '
+                'holdout_every to less'
+            )
+        self.photos = [path for path in photos if path not in set(self.held_out)]
+        self.town = None if config.town is None else TownCache(Path(config.town))
+        self._write_manifest()
+        self.trainee = Trainee(system.make()).to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.trainee.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay,
+            fused=self.device.type == 'cuda',
+        )  # fmt: skip
+        self.average = checkpoint.Average(self.trainee, config.ema_decay)
+        self.step, self.best = 0, -1.0
+        self.curves = Curves(folder)
+        self._validation: list[Batch] = []
+        if (folder / 'last.npz').exists():
+            self._load(checkpoint.load(folder / 'last.npz'))
+            logger.warning('going on from step %d of %s', self.step, folder)
+        self.curves.truncate(self.step)
+
+    def _check_config(self) -> None:
+        path = self.folder / 'config.json'
+        described = configs.to_dict(self.config)
+        if path.exists():
+            before = json.loads(path.read_text(encoding='utf-8'))
+            changed = sorted(k for k in described if described[k] != before.get(k))
+            if set(changed) - _MACHINE:
+                raise DataError(
+                    f'{self.folder} holds a run with other {", ".join(changed)}: name another '
+                    'folder, or go on with its own config.json'
+                )
+        path.write_text(json.dumps(described, indent=2) + '\n', encoding='utf-8')
+
+    def _write_manifest(self) -> None:
+        manifest = {
+            'network': self.system.network,
+            'feat_ros': version('feat_ros'),
+            'python': platform.python_version(),
+            'torch': torch.__version__,
+            'numpy': np.__version__,
+            'opencv': cv2.__version__,
+            'training': data_manifest(self.photos),
+            'validation': data_manifest(self.held_out),
+            'town': None if self.town is None else self.town.description,
+        }
+        path = self.folder / 'data.json'
+        path.write_text(json.dumps(manifest, indent=1) + '\n', encoding='utf-8')
+
+    def _load(self, arrays: checkpoint.Arrays) -> None:
+        self.trainee.load_state_dict(checkpoint.from_arrays(arrays, 'model'), strict=True)
+        self.average.values = {
+            name: each.to(self.device)
+            for name, each in checkpoint.from_arrays(arrays, 'ema').items()
+        }
+        checkpoint.load_optimizer(self.optimizer, arrays)
+        self.step, self.best = int(arrays['step']), float(arrays['best'])
+
+    def save(self) -> None:
+        """Write ``last.npz`` and ``weights_last.npz``."""
+        arrays = {
+            **checkpoint.to_arrays(self.trainee.state_dict(), 'model'),
+            **checkpoint.to_arrays(self.average.values, 'ema'),
+            **checkpoint.optimizer_arrays(self.optimizer),
+            'step': np.array(self.step),
+            'best': np.array(self.best),
+        }
+        checkpoint.save(self.folder / 'last.npz', arrays)
+        self._save_weights('weights_last.npz')
+
+    def _save_weights(self, name: str) -> None:
+        arrays = checkpoint.to_arrays(self.average.values, 'ema')
+        save_weights(self.folder / name, _weights(self.system, arrays, self.step, self.folder))
+
+    def _batches(self, last: int) -> Any:
+        config = self.config
+        device = torch.device('cpu') if config.workers else self.device
+        maker = PairMaker(config.pair, self.photos, self.town, config.seed, device)
+        if not config.workers:
+            return (maker[step] for step in range(self.step, last))
+        return iter(
+            DataLoader(
+                maker,
+                sampler=range(self.step, last),
+                batch_size=None,
+                num_workers=config.workers,
+                prefetch_factor=4,
+                worker_init_fn=_start_worker,
+            )
+        )
+
+    def train(self, last_step: int | None = None, seconds: float = math.inf) -> int:
+        """Go on until a step, the end of the schedule, or some seconds have passed.
+
+        :returns: the number of steps done so far, all pieces together.
+        """
+        config = self.config
+        last = config.steps if last_step is None else min(last_step, config.steps)
+        batches = self._batches(last)
+        start, first = time.monotonic(), self.step
+        self.trainee.train()
+        sums: dict[str, Tensor] = {}
+        count, waited, mark = 0, 0.0, time.monotonic()
+        while self.step < last and time.monotonic() - start < seconds:
+            before = time.monotonic()
+            batch = next(batches).to(self.device)
+            waited += time.monotonic() - before
+            for group in self.optimizer.param_groups:
+                group['lr'] = learning_rate(config, self.step)
+            total, logged = self.system.losses(self.trainee, batch, config)
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(self.trainee.parameters(), 10.0)
+            self.optimizer.step()
+            self.average.update(self.trainee, self.step)
+            self.step += 1
+            count += 1
+            for name, value in {'loss': total.detach(), **logged}.items():
+                sums[name] = sums[name] + value if name in sums else value
+            if self.step % config.log_every == 0:
+                means = {name: float(value) / count for name, value in sums.items()}
+                now = time.monotonic()
+                self._log(means, (now - mark) / count, waited / count, start, first, last)
+                sums, count, waited, mark = {}, 0, 0.0, now
+            if self.step % config.validate_every == 0:
+                self._validate()
+            if self.step % config.checkpoint_every == 0:
+                self.save()
+        self.save()
+        return self.step
+
+    def _log(
+        self, means: dict[str, float], each_s: float, waited_s: float,
+        start: float, first: int, last: int,
+    ) -> None:  # fmt: skip
+        rate = (time.monotonic() - start) / max(self.step - first, 1)
+        line: dict[str, Any] = {'step': self.step}
+        line |= {name: round(value, 5) for name, value in means.items()}
+        line |= {
+            'lr': round(learning_rate(self.config, self.step), 7),
+            'step_s': round(each_s, 3),
+            'data_wait_s': round(waited_s, 3),
+            'eta_h': round(rate * (last - self.step) / 3600, 2),
+        }
+        self.curves.add('log', line)
+        logger.info('%s', line)
+
+    def _validate(self) -> None:
+        """Measure matching on held-out photographs with the averaged weights."""
+        config = self.config
+        if not self._validation:
+            maker = PairMaker(config.pair, self.held_out, None, _VALIDATION_SEED, self.device)
+            self._validation = [maker[number] for number in range(config.validation_batches)]
+        averaged = Trainee(self.system.make()).to(self.device)
+        averaged.load_state_dict(self.average.values, strict=True)
+        averaged.eval()
+        found: dict[str, float] = {}
+        for batch in self._validation:
+            with torch.no_grad():
+                _, logged = self.system.losses(averaged, batch, config)
+            for name, value in logged.items():
+                found[name] = found.get(name, 0.0) + float(value) / len(self._validation)
+        line = {'step': self.step} | {name: round(value, 5) for name, value in found.items()}
+        self.curves.add('validation', line)
+        self.curves.draw()
+        logger.info('validation %s', line)
+        if found['matched_right'] > self.best:
+            self.best = found['matched_right']
+            self._save_weights('weights_best.npz')
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f'device {name!r} cannot be used here: choose cpu or cuda') from None
+
+
+def averaged_weights(system: System, folder: Path, about: dict[str, Any] | None = None) -> Weights:
+    """Return the averaged weights of a run as it stands.
+
+    :param about: what is to be known of them besides: licence, data in words.
+    :raises DataError: the folder holds no run.
+    """
+    arrays = checkpoint.load(folder / 'last.npz')
+    weights = _weights(system, arrays, int(arrays['step']), folder)
+    return replace(weights, provenance=weights.provenance | (about or {}))
+
+
+def network_of(folder: Path) -> str:
+    """Return which network a run trains.
+
+    :raises DataError: the folder holds no run.
+    """
+    path = folder / 'data.json'
+    if not (folder / 'last.npz').exists() or not path.exists():
+        raise DataError(f'{folder} holds no run: {folder / "last.npz"} does not exist')
+    return str(json.loads(path.read_text(encoding='utf-8'))['network'])
+
+
+def _weights(system: System, arrays: checkpoint.Arrays, step: int, folder: Path) -> Weights:
+    described, data = (
+        json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
+        for name in ('config', 'data')
+    )
+    prefix = 'ema.network.'
+    learned = {
+        f'{system.prefix}{name.removeprefix(prefix)}': value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
+    provenance = {
+        'step': step,
+        'steps': described['steps'],
+        'config': {k: v for k, v in described.items() if k not in _MACHINE},
+        'versions': {name: data[name] for name in ('feat_ros', 'torch', 'numpy', 'opencv')},
+        'num_photos': len(data['training']),
+        'data_sha256': hashlib.sha256(json.dumps(data['training']).encode()).hexdigest(),
+        'town': data['town'],
+    }
+    return Weights(system.network, learned, dict(system.options), provenance)
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)

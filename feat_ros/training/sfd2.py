@@ -1,0 +1,174 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""How ``sfd2`` is trained.
+
+The losses are the paper's (:mod:`feat_ros.training.sfd2_losses`), with three choices of our own,
+each of which has a figure in docs/models/sfd2.md. The corner teacher is the scale space of the
+image: what it finds in both views of a pair is reliable. Detection is a cross-entropy over the 65
+outputs of a cell instead of one over each pixel. And descriptors are contrasted with all points of
+the batch. No teacher for equation 5 is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from feat_ros.models.sfd2 import CELL, DESCRIPTOR_STRIDE, reliability, Sfd2
+from feat_ros.models.sfd2_lite import GROUPS, sample
+from feat_ros.semantics import STABILITY
+from feat_ros.training.configs import Sfd2Config
+from feat_ros.training.losses import dual_softmax_loss
+from feat_ros.training.pairs import Batch
+from feat_ros.training.run import System, Trainee
+from feat_ros.training.sfd2_losses import (
+    average_precision,
+    class_candidates,
+    inter_class_loss,
+    intra_class_loss,
+    stability_loss,
+)
+
+OPTIONS: dict[str, Any] = {'stability_exponent': 0.5, 'tones': 'adapted'}
+# Points whose classes are compared at once: all triplets of them are formed.
+_TRIPLET_POINTS = 256
+
+
+def cell_targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """S_gt = S_rel * S_sta as shares of the 65 outputs of each cell.
+
+    A point that both views have is reliable; it is shared out between the four pixels around it.
+    Where no stability is known it counts as 1.
+
+    :returns: (V, 65, h, w) of sum 1, and (V, h, w) bool, false where a cell has only points of
+        which nothing is known.
+    """
+    views, size = batch.images.shape[:2]
+    values = batch.images.new_tensor([STABILITY[group] for group in GROUPS], dtype=torch.float32)
+    known = torch.where(batch.group >= 0, values[batch.group.clamp(min=0)], 1.0)
+    mass = known * (batch.target == 1)
+    xy = batch.points.xy - 0.5
+    low = torch.floor(xy)
+    share = xy - low
+    heat = torch.zeros(views, size * size, device=xy.device)
+    for right in (0, 1):
+        for down in (0, 1):
+            weight = (share[..., 0] if right else 1 - share[..., 0]) * (
+                share[..., 1] if down else 1 - share[..., 1]
+            )
+            column = (low[..., 0].long() + right).clamp(0, size - 1)
+            row = (low[..., 1].long() + down).clamp(0, size - 1)
+            heat.scatter_add_(1, row * size + column, weight * mass)
+    cells = functional.pixel_unshuffle(heat.reshape(views, 1, size, size), CELL)
+    total = cells.sum(1, keepdim=True)
+    cells = cells / total.clamp(min=1.0)
+    nothing = 1 - cells.sum(1, keepdim=True)
+    side = size // CELL
+    cell = (batch.points.xy / CELL).long().clamp(0, side - 1)
+    unknown = torch.zeros(views, side * side, device=xy.device)
+    is_unknown = ((batch.target < 0) & (batch.points.response > 0)).float()
+    unknown.scatter_add_(1, cell[..., 1] * side + cell[..., 0], is_unknown)
+    is_known = (unknown.reshape(views, side, side) == 0) | (total[:, 0] > 0)
+    return torch.cat([cells, nothing], 1), is_known
+
+
+def cell_loss(cell_logits: Tensor, target: Tensor, is_known: Tensor) -> Tensor:
+    """Cross-entropy of the 65 outputs of the cells that are known.
+
+    :param cell_logits: (V, 65, h, w), and ``target`` of :func:`cell_targets`.
+    """
+    each = -(target * torch.log_softmax(cell_logits, 1)).sum(1)
+    return (each * is_known).sum() / is_known.sum().clamp(min=1)
+
+
+def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a batch and what is logged of it."""
+    network = trainee.network
+    device = batch.images.device
+    views, size = batch.images.shape[:2]
+    valid_wh = torch.full((views, 2), size, dtype=torch.int32, device=device)
+    planes = network.planes(batch.images, valid_wh)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.use_bfloat16):
+        maps = network.dense(planes.contiguous(memory_format=torch.channels_last))
+    cell_logits, dense = maps.cell_logits.float(), maps.descriptors.float()
+    target, is_known = cell_targets(batch)
+    detection = cell_loss(cell_logits, target, is_known)
+
+    count = batch.points.xy.shape[1]
+    image = torch.arange(views, device=device).repeat_interleave(count)
+    places = batch.points.xy.reshape(-1, 2) / DESCRIPTOR_STRIDE
+    descriptors = functional.normalize(sample(dense, places, image), dim=1)
+    descriptors = descriptors * (batch.points.response > 0).reshape(-1, 1)
+    pairs = views // 2
+    first = torch.arange(pairs, device=device)[:, None] * count
+    partner = torch.where(batch.partner >= 0, batch.partner + first, -1).reshape(-1)
+    scale = trainee.log_scale.exp().clamp(max=config.largest_scale)
+    middle = pairs * count
+    match = dual_softmax_loss(descriptors[:middle], descriptors[middle:], scale, partner)
+
+    step = DESCRIPTOR_STRIDE
+    groups = batch.groups[:, step // 2 :: step, step // 2 :: step]
+    stability_logits = maps.stability_logits.float()
+    stability = stability_loss(stability_logits, groups)
+    total = config.match * match.loss + config.detection * detection
+    total = total + config.stability * stability
+    if config.inter_class:
+        total = total + config.inter_class * _inter_class(descriptors, batch.group.reshape(-1))
+    if config.intra_class:
+        score = reliability(cell_logits)
+        total = total + config.intra_class * _intra_class(batch, descriptors, dense, groups, score)
+    with torch.no_grad():
+        matches, is_labelled = (partner >= 0).sum(), groups >= 0
+        right_group = (stability_logits.argmax(1) == groups) & is_labelled
+        logged = {
+            'match_loss': match.loss.detach(),
+            'detection_loss': detection.detach(),
+            'stability_loss': stability.detach(),
+            'matches': matches,
+            'matched_right': match.is_right_a.sum() / matches.clamp(min=1),
+            'group_right': right_group.sum() / is_labelled.sum().clamp(min=1),
+            'scale': scale.detach(),
+        }
+    return total, logged
+
+
+def _inter_class(descriptors: Tensor, group: Tensor) -> Tensor:
+    """Equation 2 on as many labelled points as triplets can be formed of."""
+    labelled = torch.nonzero(group >= 0)[:, 0]
+    step = max(len(labelled) // _TRIPLET_POINTS, 1)
+    chosen = labelled[::step][:_TRIPLET_POINTS]
+    return inter_class_loss(descriptors[chosen], group[chosen])
+
+
+def _intra_class(
+    batch: Batch, descriptors: Tensor, dense: Tensor, groups: Tensor, score: Tensor
+) -> Tensor:
+    """Equation 3 on the points of the first views that have a partner."""
+    count, pairs = batch.points.xy.shape[1], len(batch.partner)
+    costs = []
+    for pair in range(pairs):
+        rows = torch.nonzero(batch.partner[pair] >= 0)[:, 0]
+        partner = batch.partner[pair, rows]
+        labels = batch.group[pair, rows]
+        similarity, is_positive, is_used = class_candidates(
+            descriptors[pair * count + rows],
+            batch.points.xy[pairs + pair, partner] / DESCRIPTOR_STRIDE,
+            labels, dense[pairs + pair], groups[pairs + pair],
+        )  # fmt: skip
+        labels = torch.where(is_used.any(1), labels, -1)
+        column, row = batch.points.xy[pair, rows].long().unbind(1)
+        precision = average_precision(similarity, is_positive, is_used)
+        costs.append(intra_class_loss(precision, score[pair, 0, row, column], labels))
+    return torch.stack(costs).mean()
+
+
+SYSTEM = System(
+    network='sfd2',
+    options=OPTIONS,
+    make=lambda: Sfd2(**OPTIONS),
+    prefix='',
+    losses=losses,
+)
