@@ -200,8 +200,10 @@ def write(picture: Picture, text: str, where: Sequence[float], rgb: Rgb, font: i
         round((x0 + x1 - width * scale) / 2),
         round((y0 + y1 + (height - base * 0.3) * scale) / 2),
     )
-    colour = [float(c) for c in rgb]
-    cv2.putText(picture, text, at, face, scale, colour, thick, cv2.LINE_AA)
+    # OpenCV 5 writes on bytes only.
+    letters = np.zeros(picture.shape[:2], np.uint8)
+    cv2.putText(letters, text, at, face, scale, 255, thick, cv2.LINE_8)
+    picture[letters > 0] = rgb
 
 
 def poster(rng: Rng, height: int, width: int) -> Picture:

@@ -76,6 +76,9 @@ class LiteConfig(RunConfig):
 
     match_weight: float = option(0.5, 'of the matchability loss', minimum=0.0)
     group_weight: float = option(1.0, 'of the stability loss', minimum=0.0)
+    group_dropout: float = option(
+        0.2, 'share of what the stability head sees that is left out', minimum=0.0, maximum=0.9
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from feat_ros.models.sfd2_lite import FlatPoints, Sfd2Lite, Sfd2LiteNetwork, tones
 from feat_ros.training.configs import LiteConfig
@@ -30,7 +31,13 @@ def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, 
         maps = network.backbone(colors)
     centers, rings = network.samples([each.float() for each in maps], flat)
     descriptors = network.describe(centers, rings) * is_point[:, None]
-    ranking = network.rank(centers[1:], points.features.reshape(-1, points.features.shape[-1]))
+    features = points.features.reshape(-1, points.features.shape[-1])
+    ranking = network.rank(centers[1:], features)
+    # Labels are few: without this the stability of what was not seen gets worse before the end.
+    dropped = [
+        functional.dropout(each, config.group_dropout, network.training) for each in centers
+    ]
+    group_logits = network.rank(dropped[1:], features).group_logits
 
     # Every point of the first views against every point of the second views.
     pairs = views // 2
@@ -42,7 +49,7 @@ def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, 
     is_right = torch.cat([match.is_right_a, match.is_right_b])
     group = batch.group.reshape(-1)
     matchability = matchability_loss(ranking.match_logit, batch.target.reshape(-1), is_right)
-    stability = group_loss(ranking.group_logits, group)
+    stability = group_loss(group_logits, group)
     total = match.loss + config.match_weight * matchability + config.group_weight * stability
     with torch.no_grad():
         matches, is_labelled = (partner >= 0).sum(), group >= 0

@@ -213,6 +213,8 @@ class Run:
             waited += time.monotonic() - before
             for group in self.optimizer.param_groups:
                 group['lr'] = learning_rate(config, self.step)
+            # What a step leaves out by chance follows from its number, as its pairs do.
+            torch.manual_seed(config.seed + self.step)
             total, logged = self.system.losses(self.trainee, batch, config)
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
