@@ -17,7 +17,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from rosbags.interfaces import Nodetype
+from rosbags.interfaces import (
+    Nodetype,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Writer2
@@ -112,6 +120,13 @@ def info_values(**changes: Any) -> dict[str, Any]:
     return values | changes
 
 
+# As tf2 publishes what does not change.
+LATCHED = Qos(
+    QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL,
+    QosTime(0, 0), QosTime(0, 0), QosLiveliness.AUTOMATIC, QosTime(0, 0), False,
+)  # fmt: skip
+
+
 def write_bag(path: Path, kind: str, messages: list[Message], define: bool = True) -> Path:
     """Write (topic, type, time of recording, values) as a ROS 1 bag or a ROS 2 folder."""
     if kind.startswith('ros1'):
@@ -138,7 +153,9 @@ def write_bag(path: Path, kind: str, messages: list[Message], define: bool = Tru
         connections: dict[tuple[str, str], Any] = {}
         for topic, name, stamp_ns, values in messages:
             if (topic, name) not in connections:
-                how = {'typestore': store} if define else absent
+                how: dict[str, Any] = {'typestore': store} if define else dict(absent)
+                if topic == '/tf_static' and not kind.startswith('ros1'):
+                    how['offered_qos_profiles'] = [LATCHED]
                 connections[topic, name] = writer.add_connection(topic, name, **how)
             data = serialize(build(store, name, values), name)
             writer.write(connections[topic, name], stamp_ns, data)

@@ -63,6 +63,9 @@ def test_what_every_column_means(tmp_path: Path) -> None:
     assert (a.points.tolist(), b.points.tolist()) == ([], [3, 4])
 
 
+LAYOUTS = 'lines-after cut-end lines-before lines-between comment crlf tabs wide'
+
+
 @pytest.mark.parametrize(
     'change',
     [
@@ -75,7 +78,7 @@ def test_what_every_column_means(tmp_path: Path) -> None:
         lambda text: text.replace(' ', '\t'),
         lambda text: text.replace('2 1 0', '2  1   0'),
     ],
-    ids='lines-after cut-end lines-before lines-between comment crlf tabs wide'.split(),  # noqa: SIM905
+    ids=LAYOUTS.split(),
 )
 def test_the_same_model_in_other_layouts(tmp_path: Path, change: Callable[[str], str]) -> None:
     expected = read_colmap_model(write_model(tmp_path / 'plain'))

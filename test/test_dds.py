@@ -152,10 +152,13 @@ class Camera:
 
     def __init__(self, robot: Robot, scene: Scene) -> None:
         self._robot = robot
-        poses = walk(9, 0.5)[:3]
+        self.stamp_ns, self.count = 1_700_000_000 * SECOND, 0
+        self.take(scene, walk(9, 0.5)[:3])
+
+    def take(self, scene: Scene, poses: list[Rigid3d]) -> None:
+        """Stand at other places from now on."""
         self.poses = poses
         self._pictures = [scene.room.shoot(CAMERA, pose, 70 + n) for n, pose in enumerate(poses)]
-        self.stamp_ns, self.count = 1_700_000_000 * SECOND, 0
 
     def shoot(self, **changes: Any) -> None:
         """Publish the next picture, with some fields changed."""
@@ -171,6 +174,21 @@ def assert_near_one(message: Any, truth: list[Rigid3d]) -> None:
     place = message.pose.pose.position
     gaps = [np.linalg.norm(pose.translation - [place.x, place.y, place.z]) for pose in truth]
     assert min(gaps) < 0.05
+
+
+def assert_replayed(poses: list[Any], replayed: dict[int, Any]) -> None:
+    """Messages say of their frames what the rows of a replay say."""
+    for message in poses:
+        stamp = message.header.stamp
+        row = replayed[stamp.sec * SECOND + stamp.nanosec]
+        place, turn = message.pose.pose.position, message.pose.pose.orientation
+        ours = [place.x, place.y, place.z, turn.x, turn.y, turn.z, turn.w]
+        names = ('tx', 'ty', 'tz', 'qx', 'qy', 'qz', 'qw')
+        np.testing.assert_allclose(ours, [float(row[name]) for name in names], rtol=0, atol=1e-6)
+        assert message.header.frame_id == 'map'
+        covariance = message.pose.covariance.reshape(6, 6)
+        sigma_m = np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1])
+        assert sigma_m == pytest.approx(float(row['sigma_m']), rel=1e-5)
 
 
 def send_info(robot: Robot, **changes: Any) -> None:
@@ -290,17 +308,7 @@ def test_live_is_replay(recording: Path, localizer: Localizer, tmp_path: Path) -
     assert figures['num_localized'] == len(poses) == 8
     assert figures['dropped'] == figures['unreadable'] == 0
     assert '8 of 9 localized' in said[0][0] and '9 /camera/image' in said[1][0]
-    for message in poses:
-        stamp = message.header.stamp
-        row = replayed[stamp.sec * SECOND + stamp.nanosec]
-        place, turn = message.pose.pose.position, message.pose.pose.orientation
-        ours = [place.x, place.y, place.z, turn.x, turn.y, turn.z, turn.w]
-        names = ('tx', 'ty', 'tz', 'qx', 'qy', 'qz', 'qw')
-        np.testing.assert_allclose(ours, [float(row[name]) for name in names], rtol=0, atol=1e-6)
-        assert message.header.frame_id == 'map'
-        covariance = message.pose.covariance.reshape(6, 6)
-        sigma_m = np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1])
-        assert sigma_m == pytest.approx(float(row['sigma_m']), rel=1e-5)
+    assert_replayed(poses, replayed)
 
 
 def test_what_goes_wrong(localizer: Localizer, scene: Scene) -> None:

@@ -155,7 +155,7 @@ def test_views_are_those_of_opencv(photos: Path) -> None:
         gap = np.abs(views[number].permute(1, 2, 0).numpy() - expected)
         assert gap.mean() < 0.8
     assert picture.group is not None
-    corners = np.float32([[0, 0], [96, 0], [96, 96], [0, 96]])
+    corners = np.array([[0, 0], [96, 0], [96, 96], [0, 96]], np.float32)
     for quad, found in zip(quads[:2], groups[:2], strict=True):
         matrix = cv2.getPerspectiveTransform(quad.astype(np.float32), corners)
         expected = cv2.warpPerspective(
@@ -241,7 +241,7 @@ def test_cells_share_out_their_points(photos: Path) -> None:
 
 
 @pytest.mark.parametrize('changes', [{}, {'match': 0.0, 'inter_class': 1.0, 'intra_class': 0.5}])
-def test_sfd2_learns(tmp_path: Path, photos: Path, changes: dict[str, float]) -> None:
+def test_sfd2_learns(tmp_path: Path, photos: Path, changes: dict[str, Any]) -> None:
     config = Sfd2Config(
         photos=[str(photos)], holdout_every=4, steps=2, warmup_steps=1, workers=0, log_every=1,
         validate_every=2, validation_batches=1, pair=replace(SMALL, pairs=1, size=64, points=20),

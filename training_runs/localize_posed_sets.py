@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Localization on posed sets by day and in made-up night, with the weights of a run as it stands.
 
-python localize_posed_sets.py DATA [--weights FILE.npz] [--json FILE] maps DATA/fountain_p11,
-kitti_seq1, lund_door and the bag fr1_rpy/bag_db3 (even seconds: map, odd seconds: queries) with
-``sift``, and with ``sfd2_lite`` if weights are named, and localizes their queries. It is "feat_ros
-bench features --posed" with a bag as one more set.
+python localize_posed_sets.py DATA [--weights NETWORK=FILE.npz ...] [--json FILE] maps
+DATA/fountain_p11, kitti_seq1, lund_door and the bag fr1_rpy/bag_db3 (even seconds: map, odd
+seconds: queries) with ``sift``, and with each network whose weights are named, and localizes their
+queries. It is "feat_ros bench features --posed" with a bag as one more set.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,22 +33,21 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('data', type=Path)
-    parser.add_argument('--weights', type=Path)
+    parser.add_argument('--weights', action='append', default=[], metavar='NETWORK=FILE')
     parser.add_argument('--json', type=Path)
     args = parser.parse_args()
     makers: dict[str, Any] = {'sift': lambda: create_extractor('sift', **_OPTIONS)}
-    if args.weights is not None:
-        makers['sfd2_lite'] = lambda: create_extractor(
-            'sfd2_lite', runtime='torch', model=str(args.weights), **_OPTIONS
-        )
+    for word in args.weights:
+        network, _, path = word.partition('=')
+        makers[word] = partial(create_extractor, network, runtime='torch', model=path, **_OPTIONS)
     found: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         work = Path(folder)
         sets = [read_posed_set(args.data / name) for name in _FOLDERS]
         sets.append(bag_set(args.data / 'fr1_rpy' / 'bag_db3', work / 'fr1'))
-        for name, make in makers.items():
-            (work / name).mkdir()
-            found[name] = show(name, localize_sets(sets, make, work / name))
+        for number, (name, make) in enumerate(makers.items()):
+            (work / str(number)).mkdir()
+            found[name] = show(name, localize_sets(sets, make, work / str(number)))
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=1), encoding='utf-8')
 
@@ -83,7 +83,7 @@ def show(extractor: str, errors: dict[str, Any]) -> dict[str, Any]:
             median_cm = 100 * float(np.median(each[:, 0]))
             rows[f'{name}, {light}'] = [len(each), *shares, area, median_cm]
             print(
-                f'{extractor:10s} {light:12s} {name:13s} {len(each):3d} queries  '
+                f'{Path(extractor).name:18s} {light:12s} {name:13s} {len(each):3d} queries  '
                 f'{shares[0]:5.1f} {shares[1]:5.1f} %  area {area:.3f}  median {median_cm:.2f} cm',
                 flush=True,
             )

@@ -292,7 +292,7 @@ class _Warnings:
     """What the library has to say, through the only door there is: its trace file."""
 
     def __init__(self) -> None:
-        self._file = tempfile.NamedTemporaryFile(buffering=0, prefix='feat_ros_dds_')  # noqa: SIM115
+        self._file = tempfile.NamedTemporaryFile(buffering=0, prefix='feat_ros_')  # noqa: SIM115
 
     @property
     def config(self) -> str:

@@ -19,7 +19,7 @@ from rclpy.signals import SignalHandlerOptions
 from feat_ros.errors import FeatRosError
 from feat_ros.nodes.parameters import read_parameters
 
-_SPIN_S = 0.2
+_SPIN_S, _LAST_CALLBACKS = 0.2, 100
 
 
 class Shell(LifecycleNode):
@@ -121,6 +121,9 @@ def run(make: Any) -> int:
         is_over, code = [True], 1
     while not is_over:
         executor.spin_once(_SPIN_S)
+    # What came before the end still counts.
+    for _ in range(_LAST_CALLBACKS):
+        executor.spin_once(0.0)
     code = code or node.finish()
     node.deactivate()
     node.cleanup()
