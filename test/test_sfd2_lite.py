@@ -182,7 +182,8 @@ def test_rings_turn_and_grow_with_the_scale(network: Any) -> None:
     points = sfd2_lite.FlatPoints(
         torch.tensor([[60.0, 60.0]]), torch.tensor([2.0]), torch.tensor([0])
     )
-    centers, rings = network.network.samples(maps, points)
+    centers = network.network.centers(maps, points)
+    rings = network.network.rings(maps, points)
     assert_array_equal(centers[0][0].numpy(), np.full(16, 60 / 2 - 0.5, np.float32))
     ring = rings[0].reshape(8, 16)[:, 0].numpy() - 29.5
     assert_allclose(ring, 2.5 * 2.0 / 2 * np.cos(np.arange(8) * np.pi / 4), atol=1e-4)

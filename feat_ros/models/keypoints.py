@@ -140,7 +140,7 @@ def _vertex(slope: Tensor, bend: Tensor) -> Tensor:
 
 
 def clear_rows(num: Tensor, values: Tensor) -> Tensor:
-    """Return (K, ...) with the rows from ``num`` on zero."""
+    """Return finite values (K, ...) with the rows from ``num`` on zero."""
     rows = torch.arange(values.shape[0], device=values.device)
-    kept = (rows < num).reshape(-1, *(1,) * (values.dim() - 1))
-    return torch.where(kept, values, torch.zeros_like(values))
+    kept = (rows < num).to(values.dtype)
+    return values * kept.reshape(-1, *(1,) * (values.dim() - 1))

@@ -33,8 +33,11 @@ OCTAVES = 2
 # Filters go to this many standard deviations.
 _REACH = 3.0
 # Rows are filtered as a product with blocks of this many pixels: convolutions over many channels
-# run several times faster than over one.
+# run several times faster than over one, and ONNX Runtime keeps 16 channels of a place together,
+# so that such blocks are pixels in order.
 _BLOCK = 16
+# Weights of a filter below this are lost in float32.
+_NEGLIGIBLE = 1e-9
 # Pixels of the octave's own resolution at the border where nothing is found.
 _BORDER = 4
 # Largest ratio of the curvatures of a point that is not on an edge.
@@ -45,6 +48,34 @@ _FARTHEST = 1.0
 _WEAKEST = 3e-4
 # What of a point the networks are told; see Points.
 POINT_FEATURES = 5
+
+# Steps (x, y, level): over a cell's pixels on both inner levels, and to all that is read of a
+# point.
+_CELL = tuple((x, y, up) for up in (0, 1) for y in (0, 1) for x in (0, 1))
+_PLUS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+_CORNERS = ((-1, -1), (1, -1), (-1, 1), (1, 1))
+_AROUND = (
+    *((x, y, 0) for x, y in (*_PLUS, *_CORNERS)),
+    *((x, y, up) for up in (-1, 1) for x, y in _PLUS),
+)
+# Cofactors of the Hessian, each a b - c d.
+_COFACTORS = {
+    'xx': ('dyy', 'dss', 'dys', 'dys'),
+    'xy': ('dys', 'dxs', 'dxy', 'dss'),
+    'xs': ('dxy', 'dys', 'dyy', 'dxs'),
+    'yy': ('dxx', 'dss', 'dxs', 'dxs'),
+    'ys': ('dxy', 'dxs', 'dxx', 'dys'),
+    'ss': ('dxx', 'dyy', 'dxy', 'dxy'),
+}
+# Numerators of Cramer's rule for x, y and s, then the determinant: a sum over the three lines of
+# cofactor times factor.
+_CRAMER = (
+    (('xx', 'gx'), ('xy', 'gx'), ('xs', 'gx'), ('xx', 'dxx')),
+    (('xy', 'gy'), ('yy', 'gy'), ('ys', 'gy'), ('xy', 'dxy')),
+    (('xs', 'gs'), ('ys', 'gs'), ('ss', 'gs'), ('xs', 'dxs')),
+)
+# Numerators of x and y in the plane alone, and their denominator.
+_IN_PLANE = (('dxy', 'gy', 'dyy', 'gx'), ('dxy', 'gx', 'dxx', 'gy'), _COFACTORS['ss'])
 
 
 class Points(NamedTuple):
@@ -100,50 +131,43 @@ class ScaleSpace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        radius = math.ceil(_REACH * SIGMAS[-1])
-        assert radius <= _BLOCK
         for octave in range(OCTAVES):
-            rows, columns = self._filters(octave, radius)
-            self.register_buffer(f'rows_{octave}', rows, persistent=False)
-            self.register_buffer(f'columns_{octave}', columns, persistent=False)
-        self._radius = radius
-
-    @staticmethod
-    def _filters(octave: int, radius: int) -> tuple[Tensor, Tensor]:
-        """Weights of the convolution along rows (80, 16, 1, 3) and along columns (80, 1, n, 1)."""
-        # The next octave's pixels are averages over 2x2 of a Gaussian of 2 pixels.
-        known = 0.0 if octave == 0 else math.sqrt(SIGMAS[2] ** 2 + 0.25) / 2
-        rows = torch.zeros(len(SIGMAS), _BLOCK, _BLOCK, 3, dtype=torch.float64)
-        columns = torch.zeros(len(SIGMAS), 2 * radius + 1, dtype=torch.float64)
-        for level, sigma in enumerate(SIGMAS):
-            added = math.sqrt(max(sigma**2 - known**2, 0.0))
-            weights = gaussian(max(added, 1e-3), radius)
-            columns[level] = weights
-            for target in range(_BLOCK):
-                for distance in range(-radius, radius + 1):
-                    block, source = divmod(target + distance, _BLOCK)
-                    rows[level, target, source, block + 1] = weights[distance + radius]
-        rows = rows.reshape(len(SIGMAS) * _BLOCK, _BLOCK, 1, 3)
-        columns = columns.repeat_interleave(_BLOCK, dim=0)[:, None, :, None]
-        return rows.float(), columns.float()
+            for level, (rows, columns) in enumerate(_filters(octave)):
+                self.register_buffer(f'rows_{octave}_{level}', rows, persistent=False)
+                self.register_buffer(f'columns_{octave}_{level}', columns, persistent=False)
+        self.register_buffer('halving', _halving(), persistent=False)
+        self.register_buffer('cell_steps', torch.tensor(_CELL).T.contiguous(), persistent=False)
+        self.register_buffer(
+            'around_steps', torch.tensor(_AROUND).T.contiguous(), persistent=False
+        )
+        self.register_buffer('derivatives', _derivatives(), persistent=False)
+        limits = [-1e-9 if name == 'dss' else math.inf for name in _rows()]
+        self.register_buffer('limits', torch.tensor(limits)[:, None], persistent=False)
 
     def differences(self, tones: Tensor) -> list[list[Tensor]]:
-        """Return the four differences of Gaussians of each octave, (B, 1, h, w) each."""
-        found = []
+        """Return the four differences of Gaussians of each octave, (B, 1, h, w) each.
+
+        The first and third are less the second and fourth: their sign is turned, which saves a
+        pass over every level.
+        """
+        batch, _, height, width = tones.shape
+        blocks = tones.reshape(batch, height, width // _BLOCK, _BLOCK).permute(0, 3, 1, 2)
+        found: list[list[Tensor]] = []
+        signed: list[Tensor] = []
         for octave in range(OCTAVES):
-            batch, _, height, width = tones.shape
-            tones = functional.pad(tones, (0, -width % _BLOCK))
-            blocks = tones.reshape(batch, height, -1, _BLOCK).permute(0, 3, 1, 2)
-            rows = functional.conv2d(blocks, getattr(self, f'rows_{octave}'), padding=(0, 1))
-            blurred = functional.conv2d(
-                rows, getattr(self, f'columns_{octave}'), padding=(self._radius, 0),
-                groups=len(SIGMAS) * _BLOCK,
-            )  # fmt: skip
-            levels = blurred.reshape(batch, len(SIGMAS), _BLOCK, height, -1)
-            levels = levels.permute(0, 1, 3, 4, 2).reshape(batch, len(SIGMAS), height, -1)
-            gaussians = levels[..., :width].split(1, dim=1)
-            found.append([gaussians[k + 1] - gaussians[k] for k in range(LEVELS)])
-            tones = functional.avg_pool2d(gaussians[2], 2)
+            if octave > 0:
+                blocks = functional.conv2d(signed[2], self.halving, stride=2)
+            signed = []
+            for level in range(len(SIGMAS)):
+                rows = getattr(self, f'rows_{octave}_{level}')
+                columns = getattr(self, f'columns_{octave}_{level}')
+                blurred = functional.conv2d(blocks, rows, padding=(0, 1))
+                reach = columns.shape[2] // 2
+                signed.append(
+                    functional.conv2d(blurred, columns, padding=(reach, 0), groups=_BLOCK)
+                )
+            size = height >> octave, width >> octave
+            found.append([_pixels(signed[k] + signed[k + 1], *size) for k in range(LEVELS)])
         return found
 
     def forward(self, tones: Tensor, valid_wh: Tensor, count: int) -> Points:
@@ -152,7 +176,154 @@ class ScaleSpace(nn.Module):
         cells = [_maxima(each, valid_wh, octave) for octave, each in enumerate(differences)]
         # As many empty cells follow, so that an image too small for ``count`` has enough.
         response, cell = top_k(functional.pad(torch.cat(cells, 1), (0, count)), count)
-        return _refine(differences, response, cell)
+        response = torch.where(response > _WEAKEST, response, torch.zeros_like(response))
+        return self._refine(differences, response, cell)
+
+    def _refine(self, differences: list[list[Tensor]], response: Tensor, cell: Tensor) -> Points:
+        """Points of cells (B, N): the pixel and level of each, its curvatures and offset.
+
+        Within, M = B N, and what a point has several of comes first: runtimes are slow where the
+        last axis is short.
+        """
+        batch, _, height, width = differences[0][0].shape
+        count = cell.shape[1]
+        # The cells of both octaves lie one after the other, and so do their differences in memory.
+        flat = torch.cat([level.reshape(batch, -1) for each in differences for level in each], 1)
+        per_image = LEVELS * (height * width + (height // 2) * (width // 2))
+        first = per_image * torch.arange(batch, device=cell.device)[:, None].expand(-1, count)
+        first, cell, response = first.reshape(-1), cell.reshape(-1), response.reshape(-1)
+        num_cells = (height // 2) * (width // 2)
+        octave = (cell >= num_cells).to(torch.int64)
+        row_length = width - octave * (width // 2)
+        level_length = height * width - octave * (height * width - num_cells)
+        start = first + octave * (LEVELS * height * width)
+        # Cells that only fill up the rows may lie beyond the last octave.
+        local = torch.minimum(cell - octave * num_cells, _divide(level_length, 4) - 1)
+        cell_width = _divide(row_length, 2)
+        cell_y = _divide(local, cell_width)
+        x, y = 2 * (local - cell_y * cell_width), 2 * cell_y
+        corner = start + level_length + y * row_length + x
+
+        # Which of the cell's four pixels and of the two inner levels.
+        across, down, up = self.cell_steps[..., None].unbind(0)
+        candidates = corner + (down * row_length + up * level_length + across)
+        chosen = torch.argmax(_take(flat, candidates).abs(), dim=0)
+        step = self.cell_steps.index_select(1, chosen)
+        step_x, step_y, level_up = step.unbind(0)
+        center = torch.gather(candidates, 0, chosen[None])
+
+        # Only of zero rows, which must be read too, can something lie outside.
+        across, down, up = self.around_steps[..., None].unbind(0)
+        around = center + (down * row_length + up * level_length + across)
+        values = _take(flat, around.clamp(0, per_image * batch - 1))
+        sign = torch.where(values[0] >= 0, 1.0, -1.0)
+        parts = torch.minimum(self.derivatives @ (values * sign), self.limits)
+        a, b, c, d, factor, value, gs, dxx, dyy, dss = parts.split((15,) * 4 + (12,) + (1,) * 5)
+        numerators, in_plane, plane = (a * b - c * d).split((12, 2, 1))
+        lines = (numerators * factor).split(4)
+        numerator, determinant = (lines[0] + lines[1] + lines[2]).split((3, 1))
+        trace, plane_area = dxx + dyy, plane.clamp(min=1e-12)
+        edge = trace * trace / plane_area
+        is_blob = (plane > 0) & (edge < (_EDGE_RATIO + 1) ** 2 / _EDGE_RATIO)
+        kept = (is_blob & (response > 0)).to(value.dtype)
+
+        # Lowe 2004, equation 3: where the quadratic is largest. Where that is not within a pixel,
+        # or no maximum, scale is taken apart.
+        together = -numerator / torch.where(determinant < 0, determinant, -1.0)
+        is_near = (together.abs().amax(0, keepdim=True) < _FARTHEST) & (determinant < 0)
+        alone = torch.cat([in_plane / plane_area, -gs / dss]).clamp(-0.6, 0.6)
+        offset_xy, offset_s = torch.where(is_near, together, alone).split((2, 1))
+
+        unit = (octave + 1).to(value.dtype)
+        at = torch.stack([x + step_x, y + step_y]).to(value.dtype)
+        xy = (at + 0.5 + offset_xy) * (unit * kept)
+        octaves = unit - 1 + (level_up + 1.5 + offset_s) / 2
+        strength = response.clamp(min=_WEAKEST)[None]
+        features = torch.cat(
+            [
+                torch.log(strength) + 5.0,
+                torch.log(edge.clamp(4.0, 16.0)) - 1.6,
+                -trace / value.clamp(min=_WEAKEST) / 4,
+                octaves - 1.2,
+                # The second inner level is turned; see differences.
+                (sign * (1 - 2 * level_up))[None],
+            ]
+        )
+        sigma = torch.exp(octaves * math.log(2.0))
+        return Points(
+            xy.T.reshape(batch, count, 2),
+            (sigma * kept).reshape(batch, count),
+            (response * kept).reshape(batch, count),
+            (features * kept).T.reshape(batch, count, POINT_FEATURES),
+        )
+
+
+def _filters(octave: int) -> list[tuple[Tensor, Tensor]]:
+    """Weights of each level's convolution along rows (16, 16, 1, 3) and columns (16, 1, n, 1)."""
+    # The next octave's pixels are averages over 2x2 of a Gaussian of 2 pixels.
+    known = 0.0 if octave == 0 else math.sqrt(SIGMAS[2] ** 2 + 0.25) / 2
+    found = []
+    for level, sigma in enumerate(SIGMAS):
+        added = math.sqrt(max(sigma**2 - known**2, 0.0))
+        radius = math.ceil(_REACH * SIGMAS[-1])
+        weights = gaussian(max(added, 1e-3), radius)
+        while radius and weights[0] < _NEGLIGIBLE:
+            weights, radius = weights[1:-1], radius - 1
+        assert radius <= _BLOCK
+        rows = torch.zeros(_BLOCK, _BLOCK, 1, 3, dtype=torch.float64)
+        for target in range(_BLOCK):
+            for distance in range(-radius, radius + 1):
+                block, source = divmod(target + distance, _BLOCK)
+                rows[target, source, 0, block + 1] = weights[distance + radius]
+        turned = (-1) ** level * weights
+        columns = turned[None, None, :, None].expand(_BLOCK, 1, -1, 1)
+        found.append((rows.float(), columns.float().contiguous()))
+    return found
+
+
+def _halving() -> Tensor:
+    """Weights (16, 16, 2, 2) that make the mean of 2x2 pixels of blocks, in blocks."""
+    weights = torch.zeros(_BLOCK, _BLOCK, 2, 2)
+    for target in range(_BLOCK):
+        for source in (2 * target, 2 * target + 1):
+            block, pixel = divmod(source, _BLOCK)
+            weights[target, pixel, :, block] = 0.25
+    return weights
+
+
+def _pixels(blocks: Tensor, height: int, width: int) -> Tensor:
+    return blocks.permute(0, 2, 3, 1).reshape(-1, 1, height, width)
+
+
+def _rows() -> list[str]:
+    """Which derivative each row that the refinement starts from holds."""
+    cofactors = [_COFACTORS[name] for line in _CRAMER for name, _ in line]
+    parts = [name for part in zip(*cofactors, *_IN_PLANE, strict=True) for name in part]
+    factors = [name for line in _CRAMER for _, name in line]
+    return [*parts, *factors, 'c', 'gs', 'dxx', 'dyy', 'dss']
+
+
+def _derivatives() -> Tensor:
+    """Weights (C, 19) that make :func:`_rows` of the values around a point."""
+    at = {
+        # Neighbouring levels are turned; see ScaleSpace.differences.
+        step: functional.one_hot(torch.tensor(k), len(_AROUND)) * (-1.0) ** step[2]
+        for k, step in enumerate(_AROUND)
+    }
+    one = {'x': (1, 0, 0), 'y': (0, 1, 0), 's': (0, 0, 1)}
+
+    def value(plus: str, minus: str = '') -> Tensor:
+        x, y, up = (sum(one[n][k] for n in plus) - sum(one[n][k] for n in minus) for k in range(3))
+        return at[x, y, up]
+
+    found = {'c': value('')}
+    for i in one:
+        found[f'g{i}'] = (value(i) - value('', i)) / 2
+        found[f'd{i}{i}'] = value(i) + value('', i) - 2 * value('')
+    for i, j in ('xy', 'xs', 'ys'):
+        same, turned = value(i + j) + value('', i + j), value(i, j) + value(j, i)
+        found[f'd{i}{j}'] = (same - turned) / 4
+    return torch.stack([found[name] for name in _rows()])
 
 
 def _maxima(differences: list[Tensor], valid_wh: Tensor, octave: int) -> Tensor:
@@ -162,130 +333,25 @@ def _maxima(differences: list[Tensor], valid_wh: Tensor, octave: int) -> Tensor:
     asked = torch.maximum(inner, differences[3].abs())
     if octave > 0:
         asked = torch.maximum(asked, differences[0].abs())
-    largest = functional.max_pool2d(asked, 3, 1, 1)
-    cells = functional.max_pool2d(inner * (inner >= largest).to(inner.dtype), 2)
+    # At an extremum the difference is 0, elsewhere less. It can only be a cell's largest pixel,
+    # for all four are neighbours.
+    below = functional.max_pool2d(inner - functional.max_pool2d(asked, 3, 1, 1), 2)
+    cells = functional.max_pool2d(inner, 2) * (below >= 0).to(inner.dtype)
     # Of a cell all four pixels must be inside.
-    limit = torch.div(valid_wh, 2**octave, rounding_mode='floor') - _BORDER
+    limit = _divide(valid_wh, 2**octave) - _BORDER
     x = 2 * torch.arange(width // 2, device=inner.device)
     y = 2 * torch.arange(height // 2, device=inner.device)
     inside_x = (x >= _BORDER) & (x + 1 < limit[:, 0, None])
     inside_y = (y >= _BORDER) & (y + 1 < limit[:, 1, None])
-    is_found = (cells > _WEAKEST) & inside_y[:, None, :, None] & inside_x[:, None, None, :]
-    return torch.where(is_found, cells, torch.zeros_like(cells)).reshape(batch, -1)
+    cells = cells * inside_y[:, None, :, None].to(inner.dtype)
+    return (cells * inside_x[:, None, None, :].to(inner.dtype)).reshape(batch, -1)
 
 
-def _refine(differences: list[list[Tensor]], response: Tensor, cell: Tensor) -> Points:
-    """Points (B, N) of cells: the pixel and level of each, its curvatures and offset."""
-    batch, _, height, width = differences[0][0].shape
-    num_cells = (height // 2) * (width // 2)
-    is_coarse = cell >= num_cells
-    # The cells of both octaves lie one after the other, and so do their differences in memory.
-    per_image = LEVELS * (height * width + (height // 2) * (width // 2))
-    levels = [level.reshape(batch, -1) for octave in differences for level in octave]
-    flat = torch.cat(levels, 1).reshape(-1)
-    row_length = torch.where(is_coarse, width // 2, width)
-    level_length = torch.where(is_coarse, (height // 2) * (width // 2), height * width)
-    start = torch.where(is_coarse, LEVELS * height * width, 0)
-    start = start + per_image * torch.arange(batch, device=cell.device)[:, None]
-    local = torch.where(is_coarse, cell - num_cells, cell)
-    # Cells that only fill up the rows may lie beyond the last octave.
-    local = torch.minimum(local, torch.div(level_length, 4, rounding_mode='floor') - 1)
-    cell_width = torch.div(row_length, 2, rounding_mode='floor')
-    cell_y = torch.div(local, cell_width, rounding_mode='floor')
-    cell_x = local - cell_y * cell_width
-    corner = start + level_length + 2 * cell_y * row_length + 2 * cell_x
-
-    # Which of the cell's four pixels and of the two inner levels.
-    pixels = torch.stack([corner, corner + 1, corner + row_length, corner + row_length + 1], -1)
-    candidates = torch.cat([pixels, pixels + level_length[..., None]], -1)
-    values = _take(flat, candidates).abs()
-    chosen = torch.argmax(values, dim=-1)
-    level_up = torch.div(chosen, 4, rounding_mode='floor')
-    place = chosen - 4 * level_up
-    step_y = torch.div(place, 2, rounding_mode='floor')
-    step_x = place - 2 * step_y
-    x, y = 2 * cell_x + step_x, 2 * cell_y + step_y
-    center = corner + level_up * level_length + step_y * row_length + step_x
-
-    # Points on the outermost rows and columns are zero rows only, but they too must be read.
-    right = torch.where(x + 1 < row_length, 1, 0)
-    left = torch.where(x > 0, 1, 0)
-    column_length = torch.where(is_coarse, height // 2, height)
-    down = torch.where(y + 1 < column_length, row_length, 0)
-    up = torch.where(y > 0, row_length, 0)
-    sides = (torch.zeros_like(left), -left, right, -up, down)
-    around = torch.stack(
-        [
-            *(center + there for there in sides),
-            center - up - left, center - up + right, center + down - left, center + down + right,
-            *(center + step * level_length + there for step in (-1, 1) for there in sides),
-        ],
-        -1,
-    )  # fmt: skip
-    values = _take(flat, around)
-    sign = torch.where(values[..., 0] >= 0, 1.0, -1.0)
-    # Center, west, east, north, south and the corners; then the same of the level below, above.
-    c, w, e, n, s, nw, ne, sw, se, cb, wb, eb, nb, sb, ca, wa, ea, na, sa = (
-        values * sign[..., None]
-    ).unbind(-1)
-    gx, gy, gs = (e - w) / 2, (s - n) / 2, (ca - cb) / 2
-    dxx, dyy, dss = e + w - 2 * c, n + s - 2 * c, (ca + cb - 2 * c).clamp(max=-1e-9)
-    dxy, dxs, dys = (se - sw - ne + nw) / 4, (ea - wa - eb + wb) / 4, (sa - na - sb + nb) / 4
-    determinant, trace = dxx * dyy - dxy * dxy, dxx + dyy
-    edge = trace * trace / determinant.clamp(min=1e-12)
-    is_blob = (determinant > 0) & (edge < (_EDGE_RATIO + 1) ** 2 / _EDGE_RATIO)
-    is_point = is_blob & (response > 0)
-    offset = _vertex(gx, gy, gs, dxx, dyy, dss, dxy, dxs, dys)
-
-    unit = torch.where(is_coarse, 2.0, 1.0)
-    xy = torch.stack([(x + 0.5 + offset[0]) * unit, (y + 0.5 + offset[1]) * unit], -1)
-    octaves = torch.where(is_coarse, 1.0, 0.0) + (level_up + 1.5 + offset[2]) / 2
-    kept = is_point.to(c.dtype)
-    features = torch.stack(
-        [
-            torch.log(response.clamp(min=_WEAKEST)) + 5.0,
-            torch.log(edge.clamp(4.0, 16.0)) - 1.6,
-            -trace / c.clamp(min=_WEAKEST) / 4,
-            octaves - 1.2,
-            sign,
-        ],
-        -1,
-    )
-    return Points(
-        xy * kept[..., None],
-        torch.exp(octaves * math.log(2.0)) * kept,
-        response * kept,
-        features * kept[..., None],
-    )
+def _divide(values: Tensor, by: int | Tensor) -> Tensor:
+    """Divide whole numbers that are not negative."""
+    return torch.div(values, by, rounding_mode='trunc')
 
 
 def _take(flat: Tensor, index: Tensor) -> Tensor:
     """Return ``flat[index]`` by the operator that runtimes have fast code for."""
-    return flat.index_select(0, index.reshape(-1)).reshape(index.shape)
-
-
-def _vertex(
-    gx: Tensor, gy: Tensor, gs: Tensor,
-    dxx: Tensor, dyy: Tensor, dss: Tensor,
-    dxy: Tensor, dxs: Tensor, dys: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Where the quadratic of gradient g and Hessian d is largest: -d^-1 g by Cramer's rule.
-
-    Lowe 2004, equation 3. Where that is not within a pixel, or no maximum, scale is taken apart.
-    """
-    minor_x, minor_y, minor_s = dyy * dss - dys * dys, dys * dxs - dxy * dss, dxy * dys - dyy * dxs
-    determinant = dxx * minor_x + dxy * minor_y + dxs * minor_s
-    safe = torch.where(determinant < 0, determinant, -torch.ones_like(determinant))
-    x = -(minor_x * gx + minor_y * gy + minor_s * gs) / safe
-    y = -(minor_y * gx + (dxx * dss - dxs * dxs) * gy + (dxy * dxs - dxx * dys) * gs) / safe
-    s = -(minor_s * gx + (dxy * dxs - dxx * dys) * gy + (dxx * dyy - dxy * dxy) * gs) / safe
-    is_near = torch.maximum(torch.maximum(x.abs(), y.abs()), s.abs()) < _FARTHEST
-    is_near = is_near & (determinant < 0)
-    plane = (dxx * dyy - dxy * dxy).clamp(min=1e-12)
-    apart = (dxy * gy - dyy * gx) / plane, (dxy * gx - dxx * gy) / plane, -gs / dss
-    found = (
-        torch.where(is_near, together, alone.clamp(-0.6, 0.6))
-        for together, alone in zip((x, y, s), apart, strict=True)
-    )
-    x, y, s = found
-    return x, y, s
+    return flat.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)

@@ -83,20 +83,60 @@ def tones(image: Tensor, valid_wh: Tensor) -> Tones:
     y = torch.arange(height, device=image.device)
     valid_x = (x < valid_wh[:, 0, None]).to(torch.float32)[:, None, None, :]
     valid_y = (y < valid_wh[:, 1, None]).to(torch.float32)[:, None, :, None]
-    is_valid = valid_y * valid_x
     # TensorRT takes bytes as input, but only to convert them.
     values = image.to(torch.float32).permute(0, 3, 1, 2)
     # Sums as products: nothing of the size of the image is written for them.
     total = valid_y.transpose(2, 3) @ (values @ valid_x.transpose(2, 3))
     count = (valid_wh[:, 0] * valid_wh[:, 1]).to(torch.float32)[:, None, None, None]
     mean = total / count.clamp(min=1) + _DARKNESS
-    colors = (values / (values + mean) - 0.5) * is_valid
+    # v / (v + mean) - 0.5 in as few passes: half of v - mean serves the detector too.
+    half = (values - mean) * (0.5 * valid_y * valid_x)
+    colors = half / (values + mean)
     luma = values.new_tensor(_LUMA)[None, None]
-    gain = luma / (4 * luma @ mean.reshape(batch, 3, 1))
-    grey = (gain @ values.reshape(batch, 3, -1)).reshape(batch, 1, height, width)
-    grey = (grey - 0.25) * is_valid
-    padding = (0, -width % _MULTIPLE, 0, -height % _MULTIPLE)
-    return Tones(functional.pad(colors, padding), functional.pad(grey, padding))
+    gain = luma / (2 * luma @ mean.reshape(batch, 3, 1))
+    grey = (gain @ half.reshape(batch, 3, -1)).reshape(batch, 1, height, width)
+    if width % _MULTIPLE or height % _MULTIPLE:
+        padding = (0, -width % _MULTIPLE, 0, -height % _MULTIPLE)
+        colors, grey = functional.pad(colors, padding), functional.pad(grey, padding)
+    return Tones(colors, grey)
+
+
+class _Corners(NamedTuple):
+    """The four pixels (..., M) of a map, each as its row of pixels and its share of a sample."""
+
+    rows: list[Tensor]
+    shares: list[Tensor]
+
+
+def _corners(x: Tensor, y: Tensor, width: Tensor, height: Tensor, image: Tensor) -> _Corners:
+    x = torch.minimum((x - 0.5).clamp(min=0), width - 1)
+    y = torch.minimum((y - 0.5).clamp(min=0), height - 1)
+    column, row = x.to(torch.int64), y.to(torch.int64)
+    right, down = x - column, y - row
+    left, up = 1 - right, 1 - down
+    step_x = torch.minimum(column + 1, width - 1) - column
+    first = image * height
+    above = (first + row) * width + column
+    below = (first + torch.minimum(row + 1, height - 1)) * width + column
+    return _Corners(
+        [above, above + step_x, below, below + step_x],
+        [left * up, right * up, left * down, right * down],
+    )
+
+
+def _weigh(values: Tensor, corners: _Corners) -> Tensor:
+    # Rows of one pixel's channels lie together, so a point costs four reads; not one read for
+    # all, for sums of slices of it would copy each.
+    pixels = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1])
+    a, b, c, d = (
+        functional.embedding(rows, pixels) * share[:, None]
+        for rows, share in zip(*corners, strict=True)
+    )
+    return (a + b) + (c + d)
+
+
+def _size(value: int, like: Tensor) -> Tensor:
+    return torch.full((1,), value, dtype=torch.int64, device=like.device)
 
 
 def sample(values: Tensor, xy: Tensor, image: Tensor) -> Tensor:
@@ -106,29 +146,8 @@ def sample(values: Tensor, xy: Tensor, image: Tensor) -> Tensor:
         the nearest pixels count.
     :param image: (M,) int64, which of the maps each point is in.
     """
-    channels, height, width = values.shape[1:]
-    # Rows of one pixel's channels lie together, so a point costs four reads.
-    rows = values.permute(0, 2, 3, 1).reshape(-1, channels)
-    x = (xy[:, 0] - 0.5).clamp(0, width - 1)
-    y = (xy[:, 1] - 0.5).clamp(0, height - 1)
-    left, top = torch.floor(x), torch.floor(y)
-    right_share, down_share = x - left, y - top
-    column, row = left.to(torch.int64), top.to(torch.int64)
-    step_x = (column + 1).clamp(max=width - 1) - column
-    step_y = ((row + 1).clamp(max=height - 1) - row) * width
-    corner = image * (height * width) + row * width + column
-    # One read for all four corners, which lie one after the other: a sum over them as an axis is
-    # several times slower in runtimes than sums of slices.
-    index = torch.stack([corner, corner + step_x, corner + step_y, corner + step_x + step_y])
-    left_share, up_share = 1 - right_share, 1 - down_share
-    weight = torch.stack(
-        [
-            left_share * up_share, right_share * up_share,
-            left_share * down_share, right_share * down_share,
-        ]
-    )  # fmt: skip
-    a, b, c, d = (functional.embedding(index, rows) * weight[..., None]).unbind(0)
-    return (a + b) + (c + d)
+    height, width = (_size(side, xy) for side in values.shape[2:])
+    return _weigh(values, _corners(xy[:, 0], xy[:, 1], width, height, image))
 
 
 class _Unit(nn.Module):
@@ -188,27 +207,38 @@ class Sfd2LiteNetwork(nn.Module):
         )
         for number, (count, radius) in enumerate(zip(_RING_POINTS, _RING_RADII, strict=True)):
             angle = torch.arange(count) * (2 * torch.pi / count)
-            ring_xy = radius * torch.stack([torch.cos(angle), torch.sin(angle)], 1)
-            ring_xy = torch.cat([torch.zeros(1, 2), ring_xy])
+            ring_xy = radius * torch.stack([torch.cos(angle), torch.sin(angle)])
             self.register_buffer(f'ring_{number}', ring_xy, persistent=False)
 
-    def samples(self, maps: list[Tensor], points: FlatPoints) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what the heads see: each map at the points (M, C), and the rings (M, n C)."""
-        centers, rings = [], []
-        for k, each in enumerate(maps, start=1):
-            if k > len(_RING_POINTS):
-                centers.append(sample(each, points.xy / 2**k, points.image))
-                continue
-            count = _RING_POINTS[k - 1] + 1
-            ring = getattr(self, f'ring_{k - 1}')
-            xy = points.xy[:, None] + points.sigma[:, None, None] * ring
+    def centers(self, maps: list[Tensor], points: FlatPoints) -> list[Tensor]:
+        """Return each map at the points (M, C)."""
+        # The corners on all maps at once, each half as large as the one before.
+        scales = torch.tensor([2**k for k in range(len(maps))], device=points.xy.device)[:, None]
+        height, width = (
+            torch.div(_size(side, points.xy), scales, rounding_mode='trunc')
+            for side in maps[0].shape[2:]
+        )
+        x, y = (each / (2 * scales) for each in points.xy.unbind(1))
+        corners = _corners(x, y, width, height, points.image)
+        rows, shares = ([each.unbind(0) for each in part] for part in corners)
+        return [
+            _weigh(each, _Corners(list(at), list(share)))
+            for each, at, share in zip(
+                maps, zip(*rows, strict=True), zip(*shares, strict=True), strict=True
+            )
+        ]
+
+    def rings(self, maps: list[Tensor], points: FlatPoints) -> list[Tensor]:
+        """Return the first maps on rings around the points (M, n C)."""
+        found = []
+        for k, count in enumerate(_RING_POINTS):
+            around = points.sigma[:, None] * getattr(self, f'ring_{k}').reshape(2, 1, count)
+            x, y = (points.xy.T[..., None] + around) / 2 ** (k + 1)
+            height, width = (_size(side, x) for side in maps[k].shape[2:])
             image = points.image[:, None].expand(-1, count).reshape(-1)
-            taken = sample(each, xy.reshape(-1, 2) / 2**k, image)
-            channels = each.shape[1]
-            taken = taken.reshape(-1, count * channels)
-            centers.append(taken[:, :channels])
-            rings.append(taken[:, channels:])
-        return centers, rings
+            corners = _corners(x.reshape(-1), y.reshape(-1), width, height, image)
+            found.append(_weigh(maps[k], corners).reshape(len(points.sigma), -1))
+        return found
 
     def rank(self, centers: list[Tensor], features: Tensor) -> Ranking:
         """Say whether points will be matched, and how stable they are.
@@ -220,8 +250,9 @@ class Sfd2LiteNetwork(nn.Module):
         return Ranking(out[:, 0], out[:, 1:])
 
     def describe(self, centers: list[Tensor], rings: list[Tensor]) -> Tensor:
-        """Return unit descriptors (M, 128) from :meth:`samples`."""
-        return functional.normalize(self.descriptor_head(torch.cat([*centers, *rings], 1)), dim=1)
+        """Return unit descriptors (M, 128) from :meth:`centers` of all maps and :meth:`rings`."""
+        rows = self.descriptor_head(torch.cat([*centers, *rings], 1))
+        return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def stability(group_logits: Tensor) -> Tensor:
@@ -274,19 +305,23 @@ class Sfd2Lite(nn.Module):
         maps = self.network.backbone(adapted.colors)
         xy, sigma, response, features = (each[0] for each in points)
         image_zero = torch.zeros_like(sigma, dtype=torch.int64)
-        centers = [sample(m, xy / 2**k, image_zero) for k, m in enumerate(maps[1:], start=2)]
-        ranking = self.network.rank(centers, features)
+        centers = self.network.centers(maps, FlatPoints(xy, sigma, image_zero))
+        ranking = self.network.rank(centers[1:], features)
         stable = stability(ranking.group_logits)
         score = response * torch.sigmoid(ranking.match_logit)
         score = score * stable**self.stability_exponent
         scores, chosen = (each[0] for each in top_k(score[None], count))
-        kept_points = FlatPoints(xy[chosen], sigma[chosen], image_zero[:count])
-        descriptors = self.network.describe(*self.network.samples(maps, kept_points))
+        kept_xy, kept_sigma, kept_stable, *kept_centers = (
+            each.index_select(0, chosen) for each in (xy, sigma, stable, *centers)
+        )
+        kept_points = FlatPoints(kept_xy, kept_sigma, image_zero[:count])
+        rings = self.network.rings(maps, kept_points)
+        descriptors = self.network.describe(kept_centers, rings)
         num = (scores > 0).sum().to(torch.int32)
         return (
-            clear_rows(num, kept_points.xy),
+            clear_rows(num, kept_xy),
             clear_rows(num, scores),
             clear_rows(num, descriptors),
-            clear_rows(num, stable[chosen]),
+            clear_rows(num, kept_stable),
             num,
         )

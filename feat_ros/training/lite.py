@@ -29,8 +29,9 @@ def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, 
     is_point = (points.response > 0).reshape(-1)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.use_bfloat16):
         maps = network.backbone(colors)
-    centers, rings = network.samples([each.float() for each in maps], flat)
-    descriptors = network.describe(centers, rings) * is_point[:, None]
+    maps = [each.float() for each in maps]
+    centers = network.centers(maps, flat)
+    descriptors = network.describe(centers, network.rings(maps, flat)) * is_point[:, None]
     features = points.features.reshape(-1, points.features.shape[-1])
     ranking = network.rank(centers[1:], features)
     # Labels are few: without this the stability of what was not seen gets worse before the end.
