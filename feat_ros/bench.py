@@ -428,7 +428,7 @@ def _times_ours(rows: list[JsonDict], name: str) -> float:
 
 
 def _localize_ours(localizer: Localizer, query: Query) -> Attempt:
-    result = localizer.localize_features(query.features, query.camera)
+    result = localizer.localize(query.features, query.camera)
     pose = result.cam_from_map if isinstance(result, PoseEstimate) else None
     ms = result.ms
     return pose, {'match': ms['retrieve'] + ms['match'], 'pnp': ms.get('pnp', 0.0)}

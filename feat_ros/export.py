@@ -41,6 +41,8 @@ _NEW_ATTRIBUTES = {
     'Resize': ('antialias', 'axes', 'keep_aspect_ratio_policy'),
     'Split': ('num_outputs',),
 }
+# Constants of so many numbers are worth a node of their own.
+_LARGE_CONSTANT, _HALF = 1024, '.half'
 # Of a network of any size: the longer side of a parity photograph, and the largest input.
 _PARITY_SIZE, _LARGEST = 640, 8192
 # Share of the keypoints that must lie this near to one of the other, and their worst mean cosine.
@@ -96,7 +98,7 @@ def export_network(
         faults = [] if size_wh is None else tensorrt_faults(model)
         if shared_data:
             for tensor in model.graph.initializer:
-                if tensor.name in weights.arrays:
+                if tensor.name.removesuffix(_HALF) in weights.arrays:
                     set_external_data(tensor, shared_data)
         onnx.save_model(model, str(partial))
         manifest = NetworkManifest(
@@ -201,6 +203,7 @@ def _to_onnx(network: Any, multiple: int, size_wh: tuple[int, int] | None) -> An
     model = _without_traces(program.model_proto)
     _lower_opset(model)
     replace_whole_number_operators(model)
+    _halve_constants(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -233,6 +236,30 @@ def _lower_opset(model: Any) -> None:
         node.attribute.extend(kept)
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid('', OPSET))
+
+
+def _halve_constants(model: Any) -> None:
+    """Keep constants as half-precision numbers where nothing is lost: half of the bytes.
+
+    Runtimes turn them back once, when the model is loaded.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        with np.errstate(over='ignore'):
+            halves = values.astype(np.float16)
+        if values.size < _LARGE_CONSTANT or not np.array_equal(halves, values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(halves, name + _HALF))
+        casts.append(
+            onnx.helper.make_node('Cast', [name + _HALF], [name], to=onnx.TensorProto.FLOAT)
+        )
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _write_manifest(path: Path, manifest: NetworkManifest) -> None:

@@ -15,12 +15,11 @@ import numpy.typing as npt
 
 from feat_ros.camera import Camera
 from feat_ros.config import Config, from_dict, option
-from feat_ros.errors import ImageError
 from feat_ros.extractors import create_extractor, Extractor, parse_extractor_options
-from feat_ros.geometry import rotation_angle_deg
+from feat_ros.geometry import Rigid3d, rotation_angle_deg
 from feat_ros.image import Image
 from feat_ros.matching import mutual_nearest
-from feat_ros.pnp import Observations, PnpConfig, PnpSolution, solve_pnp
+from feat_ros.pnp import Observations, PnpConfig, PnpSolution, Rig, solve_rig_pnp
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import (
@@ -30,6 +29,7 @@ from feat_ros.types import (
     PoseEstimate,
     PoseFailure,
     PosePrior,
+    View,
 )
 
 Ids = npt.NDArray[np.int64]
@@ -147,53 +147,54 @@ class Localizer:
             whole map, and the result's mode says which one found it.
         :raises ImageError: the image is not of the camera's size.
         """
-        if isinstance(image_rgb, Features):
-            return self.localize_features(image_rgb, camera, prior)
-        height, width = image_rgb.shape[:2]
-        if (width, height) != camera.size_wh:
-            raise ImageError(
-                f'image is {width}x{height}, its camera {camera.width}x{camera.height}: give the '
-                'calibration of this size'
-            )
+        return self.localize_rig([View(image_rgb, camera, Rigid3d())], prior)
+
+    def localize_rig(
+        self, views: Sequence[View], prior: PosePrior | None = None
+    ) -> LocalizationResult:
+        """Find the pose of a body by the images that its cameras took at one moment.
+
+        :param prior: where the body should be; see :meth:`localize`.
+        :returns: the body's pose, as if it were a camera; matches and inliers are those of the
+            first view, then of the second, and so on.
+        """
         ms: dict[str, float] = {}
         with _timed(ms, 'extract'):
-            features = self.extractor(image_rgb)
-        return self.localize_features(features, camera, prior, ms)
-
-    def localize_features(
-        self,
-        features: Features,
-        camera: Camera,
-        prior: PosePrior | None = None,
-        ms: dict[str, float] | None = None,
-    ) -> LocalizationResult:
-        """Find the pose of an image whose features are known; see :meth:`localize`."""
-        ms = {} if ms is None else ms
-        if len(features) < self.config.min_inliers:
+            seen = [replace(view, image_rgb=self._features(view)) for view in views]
+        count = sum(len(view.features) for view in seen)
+        if count < self.config.min_inliers:
             return PoseFailure(
                 FailureReason.NO_FEATURES,
-                f'the image gave {len(features)} keypoints, {self.config.min_inliers} are needed',
+                f'the image gave {count} keypoints, {self.config.min_inliers} are needed',
                 ms=ms,
             )
         if prior is not None:
             with _timed(ms, 'retrieve'):
-                candidates = self._points_in_view(camera, prior)
-            result = self._localize_among(candidates, features, camera, 'prior', ms)
+                candidates = [self._points_in_view(view, prior) for view in seen]
+            result = self._localize_among(candidates, seen, 'prior', ms)
             if isinstance(result, PoseEstimate) and _agrees(result, prior):
                 return result
         with _timed(ms, 'retrieve'):
-            candidates = self._retrieve(features)
-        return self._localize_among(candidates, features, camera, 'global', ms)
+            candidates = [self._retrieve(view.features) for view in seen]
+        return self._localize_among(candidates, seen, 'global', ms)
+
+    def _features(self, view: View) -> Features:
+        if isinstance(view.image_rgb, Features):
+            return view.image_rgb
+        return self.extractor(view.image_rgb)
 
     def _retrieve(self, features: Features) -> Ids:
         if self.retriever is None:
             return np.arange(self.map.num_points)
         return self.map.points_of_images(self.retriever(features))
 
-    def _points_in_view(self, camera: Camera, prior: PosePrior) -> Ids:
+    def _points_in_view(self, view: View, prior: PosePrior) -> Ids:
         """Points that the images nearest to a prior saw and that project near its image."""
-        predicted = prior.cam_from_map
+        camera, predicted = view.camera, view.cam_from_rig @ prior.cam_from_map
         center = predicted.inverse().translation
+        # Turning the body swings a camera that is mounted away from its centre.
+        lever = np.linalg.norm(view.cam_from_rig.translation)
+        reach = prior.radius_m + float(np.radians(prior.angle_deg) * lever)
         distance = np.linalg.norm(self._centers - center, axis=1)
         turned = rotation_angle_deg(self._rotations, predicted.rotation)
         # An image turned away by more than a field of view shares no points.
@@ -204,7 +205,7 @@ class Localizer:
         in_cam = predicted.apply(xyz)
         depth = np.maximum(np.linalg.norm(in_cam, axis=1), 1e-9)
         margin = camera.focal_xy.max() * (
-            np.radians(prior.angle_deg) + np.minimum(prior.radius_m / depth, 1.0)
+            np.radians(prior.angle_deg) + np.minimum(reach / depth, 1.0)
         )
         pixels = camera.project(in_cam)
         inside = (pixels > -margin[:, None]) & (
@@ -213,15 +214,18 @@ class Localizer:
         return np.asarray(points[inside.all(axis=1)])
 
     def _localize_among(
-        self, candidates: Ids, features: Features, camera: Camera, mode: str, ms: dict[str, float]
+        self, candidates: list[Ids], views: list[View], mode: str, ms: dict[str, float]
     ) -> LocalizationResult:
         """Match, solve and check against some points of the map."""
-        if len(candidates) == 0:
+        if not any(len(points) for points in candidates):
             detail = 'no image of the map looks like this one'
             return PoseFailure(FailureReason.NO_CANDIDATES, detail, mode=mode, ms=ms)
         with _timed(ms, 'match'):
-            pairs, _ = mutual_nearest(features.descriptors, self.map.descriptors(candidates))
-        matches = np.column_stack([pairs[:, 0], candidates[pairs[:, 1]]])
+            matched = [
+                self._match(view.features, points)
+                for view, points in zip(views, candidates, strict=True)
+            ]
+        matches = np.concatenate(matched)
         failure = PoseFailure(FailureReason.PNP_FAILED, '', len(matches), mode=mode, ms=ms)
         if len(matches) < self.config.min_inliers:
             return replace(
@@ -230,17 +234,11 @@ class Localizer:
                 detail=f'{len(matches)} matches, {self.config.min_inliers} are needed',
             )
         with _timed(ms, 'pnp'):
-            xyz, covariance = self.map.points(matches[:, 1])
-            solution = solve_pnp(
-                Observations(
-                    camera,
-                    features.keypoints[matches[:, 0]].astype(float),
-                    xyz,
-                    features.pixel_sigma[matches[:, 0]].astype(float),
-                    covariance,
-                ),
-                self.config.pnp,
-            )
+            rig = [
+                (view.cam_from_rig, self._observations(view, pairs))
+                for view, pairs in zip(views, matched, strict=True)
+            ]
+            solution = solve_rig_pnp(rig, self.config.pnp)
         if solution is None:
             return replace(failure, detail=f'no pose agrees with the {len(matches)} matches')
         failure = replace(failure, num_inliers=len(solution.inliers))
@@ -256,25 +254,42 @@ class Localizer:
             matches=matches,
             ms=ms,
         )
-        refusal = self._refusal(estimate, solution, features, camera)
+        refusal = self._refusal(estimate, solution, rig)
         if refusal is None:
             return estimate
         return replace(failure, reason=refusal[0], detail=refusal[1])
 
+    def _match(self, features: Features, points: Ids) -> Ids:
+        """Return mutual nearest neighbours (M, 2): keypoint, map point."""
+        if not len(points) or not len(features):
+            return np.zeros((0, 2), np.int64)
+        pairs, _ = mutual_nearest(features.descriptors, self.map.descriptors(points))
+        return np.column_stack([pairs[:, 0], points[pairs[:, 1]]])
+
+    def _observations(self, view: View, matches: Ids) -> Observations:
+        xyz, covariance = self.map.points(matches[:, 1])
+        features = view.features
+        return Observations(
+            view.camera,
+            features.keypoints[matches[:, 0]].astype(float),
+            xyz,
+            features.pixel_sigma[matches[:, 0]].astype(float),
+            covariance,
+        )
+
     def _refusal(
-        self, estimate: PoseEstimate, solution: PnpSolution, features: Features, camera: Camera
+        self, estimate: PoseEstimate, solution: PnpSolution, rig: Rig
     ) -> tuple[FailureReason, str] | None:
         """Return why a pose must not be published, or None."""
-        needed = needed_inliers(estimate.num_matches, camera, self.config)
+        smallest = min((each.camera for _, each in rig), key=lambda each: each.width * each.height)
+        needed = needed_inliers(estimate.num_matches, smallest, self.config)
         if estimate.num_inliers < needed:
             return (
                 FailureReason.TOO_FEW_INLIERS,
                 f'{estimate.num_inliers} of {estimate.num_matches} matches agree, {needed} are '
                 'needed',
             )
-        pixels = features.keypoints[estimate.matches[solution.inliers, 0]].astype(float)
-        narrow = np.sqrt(max(np.linalg.eigvalsh(np.cov(pixels.T))[0], 0.0))
-        spread = narrow / np.hypot(*camera.size_wh)
+        spread = _spread(rig, solution.inliers)
         if spread < self.config.min_spread:
             return (
                 FailureReason.DEGENERATE_SPREAD,
@@ -319,6 +334,22 @@ def chance_inliers(num_matches: int, camera: Camera, radius_px: float, hypothese
         count += 1
         term *= rate / count
     return count + 3
+
+
+def _spread(rig: Rig, inliers: npt.NDArray[np.intp]) -> float:
+    """Standard deviation of inliers across their narrow direction, by the image diagonal.
+
+    That of the camera where it is largest.
+    """
+    spreads, start = [0.0], 0
+    for _, observations in rig:
+        rows = inliers[(inliers >= start) & (inliers < start + len(observations))] - start
+        start += len(observations)
+        if len(rows) > 1:
+            narrow = np.linalg.eigvalsh(np.cov(observations.pixels[rows].T))[0]
+            diagonal = np.hypot(*observations.camera.size_wh)
+            spreads.append(float(np.sqrt(max(narrow, 0.0)) / diagonal))
+    return max(spreads)
 
 
 def _agrees(estimate: PoseEstimate, prior: PosePrior) -> bool:

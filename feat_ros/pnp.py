@@ -9,6 +9,7 @@ and map points; refinement and covariance are ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -94,28 +95,61 @@ class Observations:
         )
 
 
+# What each camera of a rig saw at one moment, and cam_from_rig.
+Rig = Sequence[tuple[Rigid3d, Observations]]
+
+
 def solve_pnp(observations: Observations, config: PnpConfig) -> PnpSolution | None:
     """Find the pose that most matches agree with; None if no pose does.
 
     Deterministic for the same input.
     """
-    start = _ransac(observations, config)
-    return None if start is None else refine_pose(observations, start, config)
+    return solve_rig_pnp([(Rigid3d(), observations)], config)
+
+
+def solve_rig_pnp(rig: Rig, config: PnpConfig) -> PnpSolution | None:
+    """Find the pose of a body with several cameras that most matches of all of them agree with.
+
+    Each camera proposes what its own matches agree with, all matches judge the proposals, and the
+    best is refined on all of them (generalised PnP, with hypotheses of one camera each).
+
+    :returns: ``cam_from_map`` of the body, inliers in the order of the cameras; None if no pose.
+    """
+    starts = [
+        cam_from_rig.inverse() @ cam_from_map
+        for cam_from_rig, observations in rig
+        if (cam_from_map := _ransac(observations, config)) is not None
+    ]
+    if not starts:
+        return None
+    if len(starts) > 1:
+        starts.sort(key=lambda start: _joint_cost(rig, start, config))
+    return refine_rig_pose(rig, starts[0], config)
 
 
 def refine_pose(
     observations: Observations, cam_from_map: Rigid3d, config: PnpConfig
 ) -> PnpSolution | None:
+    """Refine a pose of one camera; see :func:`refine_rig_pose`."""
+    return refine_rig_pose([(Rigid3d(), observations)], cam_from_map, config)
+
+
+def refine_rig_pose(rig: Rig, cam_from_map: Rigid3d, config: PnpConfig) -> PnpSolution | None:
     """Refine a pose on the matches that agree with it; None where fewer than four do.
 
     Levenberg-Marquardt on a truncated sum of squares: with every step the inliers are chosen anew,
     weighted by the pixel noise and the map points' covariance seen through the camera; the scale
     of the noise is estimated with the prediction as prior.
+
+    :param cam_from_map: of the body that the cameras are mounted on.
     """
+    points = np.concatenate([observations.points for _, observations in rig])
+    pixel_sigma = np.concatenate([observations.pixel_sigma for _, observations in rig])
+    covariance = np.concatenate([observations.point_covariance for _, observations in rig])
     scale, damping = _MAX_NOISE_SCALE, 1e-6
-    error, slope = _project(observations, cam_from_map)
+    error, slope = _project(rig, cam_from_map)
     for _ in range(_MAX_STEPS):
-        whitener = _whitener(observations, slope)
+        whitener = _whitener(pixel_sigma, covariance, slope)
         whitened, squared = _whiten(whitener, error, config)
         is_near = np.isfinite(squared)
         if is_near.sum() < _MIN_POINTS:
@@ -124,7 +158,7 @@ def refine_pose(
         inliers = np.flatnonzero(squared < _GATE * scale)
         if len(inliers) < _MIN_POINTS:
             return None
-        arm = observations.points[inliers] - cam_from_map.inverse().translation
+        arm = points[inliers] - cam_from_map.inverse().translation
         design = _design(whitener[inliers], slope[inliers], arm)
         information, gradient = design.T @ design, design.T @ whitened[inliers].reshape(-1)
         damped = information + damping * np.diag(np.diag(information) + 1e-12)
@@ -133,7 +167,7 @@ def refine_pose(
         if -gradient @ step < _CONVERGED:
             cam_from_map = moved
             break
-        moved_error, moved_slope = _project(observations, moved)
+        moved_error, moved_slope = _project(rig, moved)
         _, moved_squared = _whiten(whitener, moved_error, config)
         if _cost(moved_squared, scale) <= _cost(squared, scale):
             cam_from_map, error, slope = moved, moved_error, moved_slope
@@ -151,6 +185,16 @@ def _cost(squared: Float, scale: float) -> float:
     return float(np.minimum(squared, _GATE * scale).sum())
 
 
+def _joint_cost(rig: Rig, cam_from_map: Rigid3d, config: PnpConfig) -> float:
+    """What a proposal costs all cameras."""
+    total = 0.0
+    for part in rig:
+        error, slope = _project([part], cam_from_map)
+        whitener = _whitener(part[1].pixel_sigma, part[1].point_covariance, slope)
+        total += _cost(_whiten(whitener, error, config)[1], _MAX_NOISE_SCALE)
+    return total
+
+
 def _moved(cam_from_map: Rigid3d, step: Float) -> Rigid3d:
     """Move ``map_from_cam`` by (translation, rotation) about the map's axes."""
     map_from_cam = cam_from_map.inverse()
@@ -159,15 +203,19 @@ def _moved(cam_from_map: Rigid3d, step: Float) -> Rigid3d:
     ).inverse()
 
 
-def _project(observations: Observations, cam_from_map: Rigid3d) -> tuple[Float, Float]:
+def _project(rig: Rig, rig_from_map: Rigid3d) -> tuple[Float, Float]:
     """Return reprojection errors (N, 2) and their slopes d pixel / d x_map (N, 2, 3).
 
-    Points that the camera cannot see get an error of 1e6 pixels and no slope.
+    Points that their camera cannot see get an error of 1e6 pixels and no slope.
     """
-    in_cam = cam_from_map.apply(observations.points)
-    pixels, pixel_by_cam = observations.camera.project_with_jacobian(in_cam)
-    error = pixels - observations.pixels
-    slope = (pixel_by_cam.reshape(-1, 3) @ cam_from_map.rotation).reshape(-1, 2, 3)
+    errors, slopes = [], []
+    for cam_from_rig, observations in rig:
+        cam_from_map = cam_from_rig @ rig_from_map
+        in_cam = cam_from_map.apply(observations.points)
+        pixels, pixel_by_cam = observations.camera.project_with_jacobian(in_cam)
+        errors.append(pixels - observations.pixels)
+        slopes.append((pixel_by_cam.reshape(-1, 3) @ cam_from_map.rotation).reshape(-1, 2, 3))
+    error, slope = np.concatenate(errors), np.concatenate(slopes)
     blind = ~np.isfinite(error).all(axis=1)
     error[blind], slope[blind] = 1e6, 0.0
     return error, slope
@@ -191,11 +239,11 @@ def _whiten(whitener: Float, error: Float, config: PnpConfig) -> tuple[Float, Fl
     return whitened, squared
 
 
-def _whitener(observations: Observations, slope: Float) -> Float:
+def _whitener(pixel_sigma: Float, point_covariance: Float, slope: Float) -> Float:
     """Inverse Cholesky factors (N, 2, 2) of the covariance of each reprojection error."""
     u, v = slope[:, 0], slope[:, 1]
-    by_point = slope @ observations.point_covariance
-    variance = observations.pixel_sigma**2
+    by_point = slope @ point_covariance
+    variance = pixel_sigma**2
     a = np.einsum('ni,ni->n', by_point[:, 0], u) + variance
     b = np.einsum('ni,ni->n', by_point[:, 0], v)
     c = np.einsum('ni,ni->n', by_point[:, 1], v) + variance

@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,6 +50,7 @@ from feat_ros.types import (
     PoseEstimate,
     PosePrior,
     Progress,
+    View,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -304,12 +305,13 @@ class _Observed:
         self._localizer = localizer
         self.last: tuple[Image, LocalizationResult] | None = None
 
-    def localize(
-        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
+    def localize_rig(
+        self, views: Sequence[View], prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Find the pose of an image."""
+        image_rgb = views[0].image_rgb
         assert not isinstance(image_rgb, Features)  # a bag holds images
-        result = self._localizer.localize(image_rgb, camera, prior)
+        result = self._localizer.localize_rig(views, prior)
         self.last = image_rgb, result
         return result
 

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -36,6 +36,7 @@ from feat_ros.types import (
     PoseEstimate,
     PoseFailure,
     PosePrior,
+    View,
 )
 
 Float = npt.NDArray[np.float64]
@@ -88,6 +89,12 @@ class ServerConfig(Config):
     accept_after: int = option(
         3, 'fixes refused in a row that agree with each other and are then believed', minimum=2
     )
+    same_moment_s: float = option(
+        0.005, 'stamps of several cameras so near each other give one pose together', minimum=0.0
+    )
+    moment_wait_s: float = option(
+        0.03, 'how long the other cameras of a moment are waited for', minimum=0.0, maximum=1.0
+    )
     latency_window: int = option(
         300, 'frames that the percentiles of the latency are taken over', minimum=1
     )
@@ -119,6 +126,7 @@ class ServerSnapshot:
     :ivar refused: by reason.
     :ivar failed: frames whose image could not be used, see ``last_problem``.
     :ivar dropped: frames that a newer one replaced, or that a reset overtook.
+    :ivar joined: frames that gave their pose together with another camera's.
     :ivar resets: how often clock, driver or a new map reset the state.
     :ivar reseats: how often a row of refused fixes was believed against odometry.
     :ivar fix_age_s: time since the last accepted fix; None before the first.
@@ -131,6 +139,7 @@ class ServerSnapshot:
     refused: dict[str, int]
     failed: int
     dropped: int
+    joined: int
     resets: int
     reseats: int
     fix_age_s: float | None
@@ -141,10 +150,10 @@ class ServerSnapshot:
 class FrameLocalizer(Protocol):
     """What the server needs of :class:`feat_ros.localizer.Localizer`."""
 
-    def localize(
-        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
+    def localize_rig(
+        self, views: Sequence[View], prior: PosePrior | None = None
     ) -> LocalizationResult:
-        """Find the pose of an image, or of features of one."""
+        """Find the pose of a body by what its cameras saw at one moment."""
         ...
 
 
@@ -233,9 +242,19 @@ class LocalizationServer:
         :param camera: which of the robot's cameras took it.
         :raises ImageError: the image is not of the camera's size.
         """
+        return self.process_moment({camera: frame})[0]
+
+    def process_moment(self, frames: Mapping[int, Frame]) -> list[FrameRecord]:
+        """Localize frames that several cameras, by number, took at one moment, as one.
+
+        The record of the first has the pose, those of the others say 'joined'. Where there are
+        several, each needs its ``cam_from_base``.
+
+        :raises ImageError: an image is not of its camera's size.
+        """
         with self._changed:
-            self._counts['frames'] += 1
-        return self._process(frame, camera, {})
+            self._counts['frames'] += len(frames)
+        return self._process(frames, {})
 
     def start(self, on_record: Callable[[FrameRecord], None]) -> None:
         """Start the thread that localizes what is submitted.
@@ -324,6 +343,7 @@ class LocalizationServer:
             refused=refused,
             failed=counts['failed'],
             dropped=counts['dropped'],
+            joined=counts['joined'],
             resets=counts['resets'],
             reseats=counts['reseats'],
             fix_age_s=None if now_ns is None or fixed_ns is None else (now_ns - fixed_ns) / 1e9,
@@ -341,53 +361,112 @@ class LocalizationServer:
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._waiting or self._is_stopping)
-                    camera = next(iter(self._waiting), 0)
-                    waiting = self._waiting.pop(camera, None)
+                    self._changed.wait_for(self._is_whole_moment, self.config.moment_wait_s)
+                    moment = self._take_moment()
                     replaced_ns, self._replaced_ns = self._replaced_ns, []
                 for stamp_ns in replaced_ns:
                     on_record(FrameRecord(stamp_ns, 'dropped', detail='a newer frame came first'))
-                if waiting is None:
+                if not moment:
                     return
-                on_record(self._process_whatever(*waiting, camera))
+                for record in self._process_whatever(moment):
+                    on_record(record)
         except Exception as error:
             _LOG.exception('the localization thread ended by a bug')
             with self._changed:
                 self._bug = error
 
-    def _process_whatever(self, frame: Frame, submitted: float, camera: int) -> FrameRecord:
-        """Localize a frame; an image that cannot be used is a record too."""
+    def _is_whole_moment(self) -> bool:
+        """Whether no other camera's frame of the same moment is to be expected."""
+        first = next(iter(self._waiting.values()), None)
+        if self._is_stopping or first is None or first[0].cam_from_base is None:
+            return True
+        # A camera that has been silent for long is not waited for.
+        stamp_ns, within_ns = first[0].stamp_ns, 10**9
+        return all(
+            camera in self._waiting or abs(stamp_ns - seen_ns) > within_ns
+            for camera, seen_ns in self._camera_ns.items()
+        )
+
+    def _take_moment(self) -> dict[int, tuple[Frame, float]]:
+        """Take the frame that has waited longest, and those of other cameras of its moment."""
+        first = next(iter(self._waiting), None)
+        if first is None:
+            return {}
+        frame = self._waiting[first][0]
+        within_ns = self.config.same_moment_s * 1e9
+        chosen = [
+            camera
+            for camera, (other, _) in self._waiting.items()
+            if camera == first
+            or (
+                frame.cam_from_base is not None
+                and other.cam_from_base is not None
+                and abs(other.stamp_ns - frame.stamp_ns) <= within_ns
+            )
+        ]
+        return {camera: self._waiting.pop(camera) for camera in chosen}
+
+    def _process_whatever(self, moment: Mapping[int, tuple[Frame, float]]) -> list[FrameRecord]:
+        """Localize frames; images that cannot be used are records too."""
+        frames = {camera: frame for camera, (frame, _) in moment.items()}
+        submitted = min(submitted for _, submitted in moment.values())
         ms = {'wait': (time.perf_counter() - submitted) * 1e3}
         try:
-            return self._process(frame, camera, ms)
+            return self._process(frames, ms)
         except FeatRosError as error:
+            if len(frames) > 1:  # an image that cannot be used must not cost the others
+                with self._changed:
+                    self._counts['failed'] -= len(frames)
+                parts = [self._process_whatever({each: moment[each]}) for each in moment]
+                return [record for part in parts for record in part]
+            (frame,) = frames.values()
             _LOG.debug('frame at %d ns: %s', frame.stamp_ns, error)
-            return bad_image(frame.stamp_ns, error, ms)
+            return [bad_image(frame.stamp_ns, error, ms)]
 
-    def _process(self, frame: Frame, camera: int, ms: dict[str, float]) -> FrameRecord:
+    def _process(self, frames: Mapping[int, Frame], ms: dict[str, float]) -> list[FrameRecord]:
         with self._changed:
             self._changed.wait_for(lambda: not self._busy)
             self._busy = True
+        first, *others = frames.values()
         try:
-            image_rgb = frame.image_rgb
-            if callable(image_rgb):
-                started = time.perf_counter()
-                image_rgb = image_rgb()
-                ms = ms | {'decode': (time.perf_counter() - started) * 1e3}
+            views = []
+            for frame in frames.values():
+                image_rgb = frame.image_rgb
+                if callable(image_rgb):
+                    started = time.perf_counter()
+                    image_rgb = image_rgb()
+                    took = ms.get('decode', 0.0) + (time.perf_counter() - started) * 1e3
+                    ms = ms | {'decode': took}
+                mount = frame.cam_from_base if others else None
+                views.append(View(image_rgb, frame.camera, mount or Rigid3d()))
+            # Several cameras give the pose of their body, as if it were a camera.
+            whole = replace(first, cam_from_base=Rigid3d()) if others else first
             with self._changed:
-                at = self._advance(frame, camera)
-                localizer, epoch, prior = self._localizer, self._epoch, self._prior(frame, at)
-            result = localizer.localize(image_rgb, frame.camera, prior)
+                for camera, frame in [*frames.items()][::-1]:
+                    at = self._advance(frame, camera)
+                localizer, epoch, prior = self._localizer, self._epoch, self._prior(whole, at)
+            result = localizer.localize_rig(views, prior)
             with self._changed:
                 if self._epoch != epoch:
-                    record = FrameRecord(frame.stamp_ns, 'dropped', detail='a reset came first')
+                    record = FrameRecord(first.stamp_ns, 'dropped', detail='a reset came first')
                 else:
-                    record = self._judge(frame, at, result)
+                    record = self._judge(whole, at, result)
                 record = replace(record, ms=ms | result.ms)
                 self._count(record)
-                return record
+                status = 'dropped' if record.status == 'dropped' else 'joined'
+                self._counts[status] += len(others)
+            return [
+                record,
+                *(
+                    FrameRecord(
+                        frame.stamp_ns, status, detail=f'see the frame at {at.stamp_ns} ns'
+                    )
+                    for frame in others
+                ),
+            ]
         except FeatRosError as error:
             with self._changed:
-                self._counts['failed'] += 1
+                self._counts['failed'] += len(frames)
                 self._last_problem = str(error)
             raise
         finally:

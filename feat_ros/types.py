@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from feat_ros.camera import Camera
+from feat_ros.errors import ImageError
 from feat_ros.geometry import Rigid3d
 
 Float32 = npt.NDArray[np.float32]
@@ -125,10 +127,42 @@ LocalizationResult = PoseEstimate | PoseFailure
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """What one camera of a body saw.
+
+    :ivar image_rgb: (H, W, 3) uint8, of the camera's size; or its features.
+    :ivar cam_from_rig: where the camera is mounted.
+    :raises ImageError: the image is not of the camera's size.
+    """
+
+    image_rgb: npt.NDArray[np.uint8] | Features
+    camera: Camera
+    cam_from_rig: Rigid3d
+
+    def __post_init__(self) -> None:
+        """Check the size."""
+        if isinstance(self.image_rgb, Features):
+            return
+        height, width = self.image_rgb.shape[:2]
+        if (width, height) != self.camera.size_wh:
+            raise ImageError(
+                f'image is {width}x{height}, its camera {self.camera.width}x{self.camera.height}: '
+                'give the calibration of this size'
+            )
+
+    @property
+    def features(self) -> Features:
+        """The features, where they are known."""
+        assert isinstance(self.image_rgb, Features)
+        return self.image_rgb
+
+
+@dataclass(frozen=True, eq=False)
 class FrameRecord:
     """What became of one frame of a stream; a row of ``frames.csv``.
 
-    :ivar status: 'localized', 'refused' or 'dropped' (a newer frame came first).
+    :ivar status: 'localized', 'refused', 'dropped' (a newer frame came first) or 'joined' (another
+        camera's frame of the same moment has the pose of both).
     :ivar reason: why it was refused; None otherwise.
     :ivar map_from_base: the body's pose (the camera's where no base is known).
     :ivar covariance: (6, 6) of it, ordered as in :class:`PoseEstimate`.

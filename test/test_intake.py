@@ -334,7 +334,7 @@ def test_what_is_replaced_is_not_decoded() -> None:
     records: list[FrameRecord] = []
 
     class Slow:
-        def localize(self, image_rgb: Any, camera: Any, prior: Any = None) -> Any:
+        def localize_rig(self, views: Any, prior: Any = None) -> Any:
             raise AssertionError('never decoded')
 
     def decode(number: int) -> Image:

@@ -247,7 +247,7 @@ def test_an_image_that_looks_back_is_not_near(tmp_path: Path, extractor: Extract
         extractor,
         config=LocalizerConfig(prior_images=1),
     )
-    result = found(localizer.localize_features(query, CAMERA, PosePrior(Rigid3d())))
+    result = found(localizer.localize(query, CAMERA, PosePrior(Rigid3d())))
     assert result.mode == 'prior'
     assert_allclose(result.cam_from_map.translation, 0, atol=1e-3)
 
@@ -378,9 +378,9 @@ def test_a_pose_that_is_not_certain_enough(
 def test_few_keypoints(localizer: Localizer, extractor: Extractor, query: Image) -> None:
     """The strongest 11 are not enough for a pose, the strongest 100 are."""
     features = extractor(query)
-    few = refused(localizer.localize_features(chosen(features, np.arange(11)), CAMERA))
+    few = refused(localizer.localize(chosen(features, np.arange(11)), CAMERA))
     assert few.reason is FailureReason.NO_FEATURES
-    result = found(localizer.localize_features(chosen(features, np.arange(100)), CAMERA))
+    result = found(localizer.localize(chosen(features, np.arange(100)), CAMERA))
     assert result.num_matches <= 100
 
 

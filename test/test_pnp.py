@@ -16,7 +16,14 @@ from feat_ros.camera import Camera, MODELS
 from feat_ros.errors import ConfigError
 from feat_ros.geometry import Rigid3d, so3_exp
 from feat_ros.localizer import chance_inliers
-from feat_ros.pnp import Observations, PnpConfig, PnpSolution, refine_pose, solve_pnp
+from feat_ros.pnp import (
+    Observations,
+    PnpConfig,
+    PnpSolution,
+    refine_pose,
+    solve_pnp,
+    solve_rig_pnp,
+)
 from feat_ros.pose_error import normalised_error_squared, pose_error
 
 Float = npt.NDArray[np.float64]
@@ -412,3 +419,38 @@ def test_inliers_are_within_the_error_that_was_asked_for() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match=r'max_error_px is 0\.0: it must be at least 0\.1'):
         PnpConfig(max_error_px=0)
+
+
+def test_a_rig_is_more_than_its_cameras() -> None:
+    """Two cameras back to back: one pose of all matches, better than each alone."""
+    rng = np.random.default_rng(12)
+    camera = Camera('PINHOLE', 640, 480, (500.0, 500.0, 320.0, 240.0))
+    config, errors, promised = PnpConfig(), [], []
+    back = Rigid3d(so3_exp([0, np.pi, 0]), np.array([0.1, 0.0, 0.3]))
+    for _ in range(40):
+        rig_from_map = Rigid3d(so3_exp(rng.normal(0, 0.4, 3)), rng.normal(0, 2, 3))
+        parts = []
+        for cam_from_rig in (Rigid3d(), back):
+            cam_from_map = cam_from_rig @ rig_from_map
+            in_cam = np.column_stack([rng.uniform(-2, 2, (40, 2)), rng.uniform(3, 8, 40)])
+            pixels = camera.project(in_cam) + rng.normal(0, 1.0, (40, 2))
+            points = cam_from_map.inverse().apply(in_cam)
+            points[:12] += rng.normal(0, 2, (12, 3))  # wrong matches
+            observations = Observations(camera, pixels, points, np.ones(40), np.zeros((40, 3, 3)))
+            parts.append((cam_from_rig, observations))
+        joint = solve_rig_pnp(parts, config)
+        alone = solve_pnp(parts[0][1], config)
+        assert joint is not None and alone is not None
+        assert len(joint.inliers) > len(alone.inliers) + 20
+        truth = rig_from_map.inverse().translation
+        found = [each.cam_from_map.inverse().translation - truth for each in (joint, alone)]
+        errors.append([np.linalg.norm(each) for each in found])
+        promised.append(found[0] @ np.linalg.solve(joint.covariance[:3, :3], found[0]))
+        # Only the second camera sees anything: its matches alone give the body's pose.
+        blind = (parts[0][0], parts[0][1].take(np.arange(0)))
+        behind = solve_rig_pnp([blind, parts[1]], config)
+        assert behind is not None
+        assert np.linalg.norm(behind.cam_from_map.inverse().translation - truth) < 0.1
+    joint_error, alone_error = np.median(errors, axis=0)
+    assert joint_error < 0.6 * alone_error
+    assert 2.0 < np.mean(promised) < 4.5

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import CAMERA, Scene, walk
 
-from feat_ros.camera import Camera
 from feat_ros.errors import ConfigError, ImageError
 from feat_ros.extractors import create_extractor
 from feat_ros.geometry import Rigid3d, rotation_angle_deg, so3_exp, so3_log
@@ -23,12 +23,12 @@ from feat_ros.server import Frame, LocalizationServer, ServerConfig
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import (
     FailureReason,
-    Features,
     FrameRecord,
     LocalizationResult,
     PoseEstimate,
     PoseFailure,
     PosePrior,
+    View,
 )
 
 SECOND = 10**9
@@ -46,12 +46,14 @@ class Script:
     def __init__(self, *answers: LocalizationResult) -> None:
         self.answers = list(answers)
         self.priors: list[PosePrior | None] = []
+        self.views: list[Sequence[View]] = []
 
-    def localize(
-        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
+    def localize_rig(
+        self, views: Sequence[View], prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Give the next answer."""
         self.priors.append(prior)
+        self.views.append(views)
         return self.answers.pop(0)
 
 
@@ -62,8 +64,8 @@ class Gate:
         self.answer = answer
         self.entered, self.go = threading.Semaphore(0), threading.Semaphore(0)
 
-    def localize(
-        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
+    def localize_rig(
+        self, views: Sequence[View], prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Say that it was entered, then wait."""
         self.entered.release()
@@ -530,14 +532,71 @@ def test_a_new_map_drops_the_frame_in_work() -> None:
     assert (server.snapshot().dropped, server.snapshot().localized) == (1, 1)
 
 
+def rig_frame(seconds: float, x: float = 0.0, **changes: Any) -> Frame:
+    """Return a frame of a camera that is mounted on a base."""
+    mounted = replace(frame(seconds), cam_from_base=place(x).inverse())
+    return Frame(**{**vars(mounted), **changes})
+
+
+def test_cameras_of_one_moment_give_one_pose() -> None:
+    """The body is localized as one; the other record says so, and nothing is lost."""
+    script = Script(estimate(place(1)), estimate(place(2)))
+    server = LocalizationServer(script)
+    moment = {0: rig_frame(0), 1: rig_frame(0, 0.5)}
+    first, second = server.process_moment(moment)
+    assert (first.status, second.status) == ('localized', 'joined')
+    assert second.map_from_base is None
+    assert_same(first.map_from_base, place(1))
+    left, right = script.views[0]
+    assert_same(left.cam_from_rig, place(0))
+    assert_same(right.cam_from_rig, place(-0.5))
+    server.process_moment({0: rig_frame(0.1), 1: rig_frame(0.1, 0.5)})
+    prior = script.priors[1]
+    assert prior is not None
+    assert_same(prior.cam_from_map, place(1).inverse())
+    snapshot = server.snapshot()
+    assert (snapshot.frames, snapshot.localized, snapshot.joined) == (4, 2, 2)
+    assert snapshot.resets == 0
+
+
+def test_cameras_are_waited_for_a_moment() -> None:
+    script = Script(*[estimate(place(n)) for n in range(4)])
+    records, server = Records(), LocalizationServer(script, ServerConfig(moment_wait_s=1.0))
+    server.process(rig_frame(0), 0)
+    server.process(rig_frame(0, 0.5), 1)
+    server.start(records)
+    server.submit(rig_frame(1), 0)
+    server.submit(rig_frame(1, 0.5), 1)
+    records.wait(2)
+    server.submit(replace(rig_frame(2), cam_from_base=None), 0)
+    records.wait(1)
+    server.stop()
+    assert [r.status for r in records.all] == ['localized', 'joined', 'localized']
+    assert [len(views) for views in script.views] == [1, 1, 2, 1]
+
+
+def test_a_bad_image_of_a_moment_does_not_cost_the_other() -> None:
+    script = Script(estimate(place(0)))
+    records, server = Records(), LocalizationServer(script)
+    small = np.zeros((2, 2, 3), np.uint8)
+    records_of = server._process_whatever(
+        {0: (rig_frame(0, image_rgb=small), 0.0), 1: (rig_frame(0, 0.5), 0.0)}
+    )
+    assert [r.status for r in records_of] == ['refused', 'localized']
+    assert records_of[0].reason is FailureReason.BAD_IMAGE
+    snapshot = server.snapshot()
+    assert (snapshot.failed, snapshot.localized, snapshot.joined) == (1, 1, 0)
+    assert not records.all
+
+
 class Broken:
     """A localizer that raises."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def localize(
-        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
+    def localize_rig(
+        self, views: Sequence[View], prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Raise."""
         raise self.error
@@ -595,8 +654,8 @@ class Counting:
     def __init__(self) -> None:
         self.inside = self.most = self.calls = 0
 
-    def localize(
-        self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
+    def localize_rig(
+        self, views: Sequence[View], prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Give other threads a chance to come in too."""
         self.inside += 1

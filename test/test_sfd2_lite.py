@@ -124,7 +124,7 @@ def test_the_exponent_of_stability_only_changes_scores(network: Any) -> None:
     assert with_it[4] == without[4]
     rows = {tuple(place): row for row, place in enumerate(without[0].tolist())}
     order = [rows[tuple(place)] for place in with_it[0][: with_it[4]].tolist()]
-    expected = without[1][order] * without[3][order] ** 0.5
+    expected = without[1][order] * without[3][order] ** network.stability_exponent
     assert_allclose(with_it[1][: with_it[4]], expected, rtol=1e-4)
 
 

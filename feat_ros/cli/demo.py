@@ -15,7 +15,7 @@ import numpy as np
 
 from feat_ros.cli.common import add_command, command_line, progress, write_output
 from feat_ros.errors import DataError
-from feat_ros.extractors import create_extractor
+from feat_ros.extractors import create_extractor, DEFAULT_EXTRACTOR, EXTRACTORS
 from feat_ros.image import write_png
 from feat_ros.localizer import create_retriever, Localizer, LocalizerConfig
 from feat_ros.sfm_map import SfmMap
@@ -40,6 +40,10 @@ def add_parser(commands: Any) -> None:
         '--condition', choices=_CONDITIONS, default='day',
         help='light of the second drive; default: day',
     )  # fmt: skip
+    demo.add_argument(
+        '--extractor', choices=tuple(EXTRACTORS), default=DEFAULT_EXTRACTOR,
+        help=f'which features; default: {DEFAULT_EXTRACTOR}',
+    )  # fmt: skip
     demo.set_defaults(run=run)
 
 
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print('2 of 4: the map', flush=True)
     sfm_map = build_map(
         out / 'map', first / 'images', read_colmap_model(first / 'sparse'),
-        create_extractor('sift'), BuildConfig(gravity='known'),
+        create_extractor(args.extractor), BuildConfig(gravity='known'),
         overwrite=True, progress=progress, provenance={'command': command_line()},
     )  # fmt: skip
     print(f'3 of 4: drive B, another day, in another lane, light: {args.condition}', flush=True)
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     second = bag.write_drive_bag(out / 'drive_b', scene, CAMERA, progress=progress)
     config = LocalizerConfig()
     localizer = Localizer(
-        sfm_map, create_extractor('sift'), create_retriever(sfm_map, config), config
+        sfm_map, create_extractor(args.extractor), create_retriever(sfm_map, config), config
     )
     print('4 of 4: drive B in the map', flush=True)
     source = ReplaySource(

@@ -72,7 +72,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     check_writable(args.out)
     get_network(args.extractor)
     weights = load_weights(args.weights or WEIGHTS / f'{args.extractor}.npz', args.extractor)
-    photographs = {str(path): read_image(path) for path in args.photo} or street_pictures()
+    photographs = {path.name: read_image(path) for path in args.photo} or street_pictures()
     manifest = export_network(
         args.out, weights, args.keypoints, photographs, args.size, args.shared_data
     )

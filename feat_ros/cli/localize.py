@@ -25,7 +25,12 @@ from feat_ros.cli.common import (
 from feat_ros.colmap_files import format_poses, read_poses, read_queries
 from feat_ros.errors import DataError
 from feat_ros.evaluation import compare_poses, covariance_report, latency_summary, summarise
-from feat_ros.extractors import create_extractor, EXTRACTORS, parse_extractor_options
+from feat_ros.extractors import (
+    create_extractor,
+    DEFAULT_EXTRACTOR,
+    EXTRACTORS,
+    parse_extractor_options,
+)
 from feat_ros.image import read_image
 from feat_ros.localizer import Localizer, LocalizerConfig, open_localizer
 from feat_ros.types import LocalizationResult, PoseEstimate
@@ -90,12 +95,13 @@ def add_parser(commands: Any) -> None:
         'extract',
         'Extract features of images into one .npz file: arrays NUMBER/keypoints and so on, and '
         '"names".',
-        'feat_ros extract --extractor sift street.jpg --out street.npz --plot street.png',
+        'feat_ros extract street.jpg --out street.npz --plot street.png',
     )
     extract.add_argument('image', type=Path, nargs='+', metavar='IMAGE', help='image files')
     extract.add_argument(
-        '--extractor', default='sift', metavar='NAME', help=f'one of {", ".join(EXTRACTORS)}'
-    )
+        '--extractor', default=DEFAULT_EXTRACTOR, metavar='NAME',
+        help=f'one of {", ".join(EXTRACTORS)}; default: {DEFAULT_EXTRACTOR}',
+    )  # fmt: skip
     add_extractor_options(extract)
     extract.add_argument('--out', type=Path, required=True, metavar='FILE', help='the .npz file')
     extract.add_argument('--plot', type=Path, metavar='FILE', help='draw the keypoints (PNG)')

@@ -33,7 +33,12 @@ from feat_ros.colmap_files import (
     select_images,
 )
 from feat_ros.errors import DataError
-from feat_ros.extractors import create_extractor, parse_extractor_options
+from feat_ros.extractors import (
+    create_extractor,
+    DEFAULT_EXTRACTOR,
+    EXTRACTORS,
+    parse_extractor_options,
+)
 from feat_ros.map_builder import build_map, BuildConfig, check_out
 from feat_ros.sfm_map import partial_path, SfmMap
 
@@ -89,7 +94,9 @@ def _add_build(actions: Any) -> None:
     )  # fmt: skip
     build.add_argument('--start', type=float, default=0.0, metavar='S', help='seconds from there')
     build.add_argument('--end', type=float, default=float('inf'), metavar='S', help='until there')
-    build.add_argument('--extractor', default='sift', metavar='NAME', help='default: sift')
+    build.add_argument('--extractor', default=DEFAULT_EXTRACTOR, metavar='NAME',
+        help=f'one of {", ".join(EXTRACTORS)}; default: {DEFAULT_EXTRACTOR}',
+    )  # fmt: skip
     add_extractor_options(build)
     build.add_argument(
         '--overwrite', action='store_true', help='replace a map of that name once this one is done'

@@ -44,6 +44,10 @@ EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
 }
 
 
+# What maps are built with where nothing else is said.
+DEFAULT_EXTRACTOR = 'sfd2_lite'
+
+
 def extractor_config(name: str) -> type[Any]:
     """Return the configuration dataclass of an extractor.
 

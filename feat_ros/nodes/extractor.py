@@ -21,7 +21,13 @@ from feat_ros.bags import image_from_message, stamp_ns_of
 from feat_ros.config import Config, option
 from feat_ros.conversions import Values
 from feat_ros.errors import FeatRosError
-from feat_ros.extractors import create_extractor, Extractor, EXTRACTORS, parse_extractor_options
+from feat_ros.extractors import (
+    create_extractor,
+    DEFAULT_EXTRACTOR,
+    Extractor,
+    EXTRACTORS,
+    parse_extractor_options,
+)
 from feat_ros.image import Image
 from feat_ros.nodes.messages import latched_qos, message_type, sensor_qos, to_message, trouble
 from feat_ros.nodes.shell import run, Shell
@@ -40,7 +46,7 @@ class ExtractorNodeConfig(Config):
 
     image_topic: str = option('image', 'Image, or CompressedImage where that is said')
     compressed: bool = option(False, 'the images are CompressedImage')
-    extractor: str = option('sift', 'which features', choices=tuple(EXTRACTORS))
+    extractor: str = option(DEFAULT_EXTRACTOR, 'which features', choices=tuple(EXTRACTORS))
     extractor_options: list[str] = option(
         list, 'NAME=VALUE words, for instance max_keypoints=1024; those of the map'
     )

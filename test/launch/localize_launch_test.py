@@ -8,6 +8,7 @@ MAP and BAG are in the environment; test_launch.py makes both.
 import os
 import time
 import unittest
+from collections.abc import Callable
 from typing import Any
 
 import launch_testing
