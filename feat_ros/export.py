@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,15 +23,14 @@ import torch
 from onnx.external_data_helper import set_external_data
 
 from feat_ros import config
-from feat_ros.camera import Camera
 from feat_ros.errors import NetworkError
 from feat_ros.extractors.learned import network_input
 from feat_ros.image import Image
 from feat_ros.models.weights import build_network, Weights
 from feat_ros.runtimes.contract import NetworkManifest, NetworkOutput, output_from_arrays
 from feat_ros.runtimes.onnx import INPUTS, OnnxRuntime, OUTPUTS
+from feat_ros.runtimes.parity import check_parity
 from feat_ros.tensorrt_operators import replace_whole_number_operators, tensorrt_faults
-from feat_ros.town import Drive, frames, Town
 
 # What TensorRT 8.6 reads; torch itself exports the next one.
 OPSET = 17
@@ -45,23 +44,6 @@ _NEW_ATTRIBUTES = {
 _LARGE_CONSTANT, _HALF = 1024, '.half'
 # Of a network of any size: the longer side of a parity photograph, and the largest input.
 _PARITY_SIZE, _LARGEST = 640, 8192
-# Share of the keypoints that must lie this near to one of the other, and their worst mean cosine.
-_NEAR_PX, _MIN_NEAR, _MIN_COSINE = 0.01, 0.995, 0.9999
-
-
-class Parity(NamedTuple):
-    """How the outputs of two runtimes on one image agree.
-
-    :ivar num: keypoints of both.
-    :ivar near: share of the first's keypoints that the second has within 0.01 px.
-    :ivar cosine: mean cosine of the descriptors of those.
-    :ivar stability: largest difference of their stability.
-    """
-
-    num: tuple[int, int]
-    near: float
-    cosine: float
-    stability: float
 
 
 def export_network(
@@ -71,6 +53,7 @@ def export_network(
     photographs: Mapping[str, Image],
     size_wh: tuple[int, int] | None = None,
     shared_data: str = '',
+    precision: str = 'fp32',
 ) -> NetworkManifest:
     """Write a network as ``.onnx`` and its manifest beside it as ``.json``.
 
@@ -78,6 +61,7 @@ def export_network(
     :param size_wh: the only size of its input, as TensorRT wants it; None for any.
     :param shared_data: name of a file beside it for the large arrays, which exports of the same
         weights for other numbers of keypoints have in common; empty for one file.
+    :param precision: ``fp16`` computes the dense part in half precision, by casts in the graph.
     :raises NetworkError: they do not agree, a size that is no multiple of the network's, or a
         file that cannot be written; nothing is left then.
     """
@@ -94,7 +78,10 @@ def export_network(
         )
     with _writing(out), TemporaryDirectory(dir=out.parent, prefix='.export-') as folder:
         partial = Path(folder) / out.name
-        model = _to_onnx(network, multiple, size_wh)
+        exported_network = build_network(weights, max_keypoints)
+        if precision == 'fp16':
+            exported_network.use_half()
+        model = _to_onnx(exported_network, multiple, size_wh)
         faults = [] if size_wh is None else tensorrt_faults(model)
         if shared_data:
             for tensor in model.graph.initializer:
@@ -114,12 +101,13 @@ def export_network(
             weights_sha256=weights.sha256,
             provenance=weights.provenance,
             opset=OPSET,
+            precision=precision,
             tensorrt_faults=faults,
             versions={name: version(name) for name in ('torch', 'onnx', 'onnxruntime')},
         )
         _write_manifest(partial, manifest)
         exported = OnnxRuntime(partial, weights.network, max_keypoints)
-        parity = _check_parity(network, exported, photographs)
+        parity = _check_parity(network, exported, photographs, precision)
         manifest = replace(manifest, parity=parity)
         _write_manifest(partial, manifest)
         # The manifest comes last: until then a file that was there before does not fit it.
@@ -129,61 +117,26 @@ def export_network(
     return manifest
 
 
-def street_pictures() -> dict[str, Image]:
-    """Return two pictures of a made-up street, coarsely painted, for who has no photographs."""
-    camera = Camera('PINHOLE', 640, 480, (500.0, 500.0, 320.0, 240.0))
-    scene = Town(seed=1, length_m=40.0, texel_m=0.05).scene(
-        Drive(length_m=20.0, speed_mps=20.0, rate_hz=1.0)
-    )
-    return {f'street at {time_s:g} s': frame.image for time_s, frame in frames(scene, camera)}
-
-
-def compare_outputs(first: NetworkOutput, second: NetworkOutput) -> Parity:
-    """Compare what two runtimes find in an image, whatever the order of equally strong ones."""
-    num = first.num, second.num
-    if 0 in num:
-        return Parity(num, float(num[0] == num[1]), 1.0, 0.0)
-    places, others = first.keypoints[: num[0]], second.keypoints[: num[1]]
-    nearest = np.empty(num[0], np.int64)
-    distance = np.empty(num[0])
-    for start in range(0, num[0], 512):
-        rows = slice(start, start + 512)
-        apart = np.abs(places[rows, None] - others[None]).max(axis=2)
-        nearest[rows], distance[rows] = apart.argmin(axis=1), apart.min(axis=1)
-    near = np.flatnonzero(distance <= _NEAR_PX)
-    if not len(near):
-        return Parity(num, 0.0, 0.0, 1.0)
-    cosine = np.sum(first.descriptors[near] * second.descriptors[nearest[near]], axis=1)
-    stability = np.abs(first.stability[near] - second.stability[nearest[near]])
-    return Parity(num, len(near) / max(num), float(cosine.mean()), float(stability.max()))
-
-
 def _check_parity(
-    network: Any, exported: OnnxRuntime, photographs: Mapping[str, Image]
+    network: Any, exported: OnnxRuntime, photographs: Mapping[str, Image], precision: str
 ) -> dict[str, Any]:
-    found = {}
-    for name, photograph in photographs.items():
-        image, valid_wh = network_input(
+    inputs = {
+        name: network_input(
             photograph, _PARITY_SIZE if exported.size_wh is None else _LARGEST,
             exported.size_multiple, exported.size_wh,
-        )  # fmt: skip
+        )
+        for name, photograph in photographs.items()
+    }  # fmt: skip
+
+    def reference(image: Image, valid_wh: tuple[int, int]) -> NetworkOutput:
         with torch.inference_mode():
             arrays = network(torch.from_numpy(image)[None], torch.tensor(valid_wh).int())
-        expected = output_from_arrays([array.numpy() for array in arrays])
-        parity = compare_outputs(expected, exported(image, valid_wh))
-        if parity.near < _MIN_NEAR or parity.cosine < _MIN_COSINE:
-            raise NetworkError(
-                f'the exported network is off on {name}: {100 * parity.near:.2f} % of '
-                f'{parity.num[0]} keypoints within {_NEAR_PX} px ({100 * _MIN_NEAR} wanted), '
-                f'cosine of descriptors {parity.cosine:.6f} ({_MIN_COSINE} wanted); nothing was '
-                'written'
-            )
-        found[name] = parity._asdict() | {'num': list(parity.num)}
-    if not any(parity['num'][0] for parity in found.values()):
-        raise NetworkError(
-            'the parity photographs gave no keypoints, so they prove nothing: name others'
-        )
-    return found
+        return output_from_arrays([array.numpy() for array in arrays])
+
+    try:
+        return check_parity('the exported network', reference, exported, inputs, precision)
+    except NetworkError as error:
+        raise NetworkError(f'{error}; nothing was written') from None
 
 
 def _to_onnx(network: Any, multiple: int, size_wh: tuple[int, int] | None) -> Any:

@@ -33,7 +33,7 @@ pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
 from torch import nn, Tensor  # noqa: E402
 
 from feat_ros import runtimes  # noqa: E402
-from feat_ros.export import compare_outputs, export_network  # noqa: E402
+from feat_ros.export import export_network  # noqa: E402
 from feat_ros.models import weights as store  # noqa: E402
 from feat_ros.models.keypoints import clear_rows, split_places, strongest  # noqa: E402
 from feat_ros.models.weights import (  # noqa: E402
@@ -46,6 +46,7 @@ from feat_ros.models.weights import (  # noqa: E402
     weights_of,
 )
 from feat_ros.runtimes.onnx import OnnxRuntime  # noqa: E402
+from feat_ros.runtimes.parity import compare_outputs  # noqa: E402
 
 K = 96
 
@@ -133,7 +134,8 @@ def files(request: pytest.FixtureRequest) -> dict[str, Path]:
 # ---------------------------------------------------------------- parity
 
 
-@pytest.mark.parametrize('runtime', RUNTIMES)
+# TensorRT has a file of its own: test_tensorrt.py.
+@pytest.mark.parametrize('runtime', [name for name in RUNTIMES if name != 'tensorrt'])
 @pytest.mark.parametrize('size', [(64, 64), (160, 96), (96, 192)])
 def test_every_runtime_finds_what_the_network_finds(
     files: dict[str, Path], runtime: str, size: tuple[int, int]
@@ -213,7 +215,8 @@ def test_auto_takes_the_first_that_works(
     monkeypatch.setattr(runtimes, 'WEIGHTS', exported)
     caplog.set_level('INFO', 'feat_ros.runtimes')
     assert open_network('sfd2', 10).name == 'torch'
-    assert 'sfd2 runs by torch; not onnx: the package has no weights' in caplog.text
+    assert 'sfd2 runs by torch on the cpu; not tensorrt: the package has no engine' in caplog.text
+    assert '; not onnx: the package has no weights' in caplog.text
     for suffix in ('.onnx', '.json'):
         shutil.copy(exported / f'sfd2{suffix}', exported / f'sfd2_{K}{suffix}')
     with pytest.raises(NetworkError, match='describes'):
@@ -234,15 +237,17 @@ def test_without_weights_there_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtimes, 'WEIGHTS', tmp_path)
-    with pytest.raises(NetworkError, match=r"'sfd2' cannot run: onnx: the package has no weights"):
+    with pytest.raises(
+        NetworkError, match=r"'sfd2' cannot run: tensorrt: .*; onnx: the package has no weights"
+    ):
         create_extractor('sfd2')
     with pytest.raises(NetworkError, match=r'torch: weights .*sfd2\.npz do not exist'):
         create_extractor('sfd2', runtime='torch')
-    with pytest.raises(NetworkError, match=r'must end in \.onnx, \.npz, \.pth, \.pt'):
-        create_extractor('sfd2', model='net.engine')
+    with pytest.raises(NetworkError, match=r'must end in \.engine, \.onnx, \.npz'):
+        create_extractor('sfd2', model='net.h5')
     with pytest.raises(NetworkError, match=r"'onnx' does not read net\.npz: 'torch' does"):
         create_extractor('sfd2', runtime='onnx', model='net.npz')
-    with pytest.raises(ConfigError, match='choose one of auto, onnx, torch'):
+    with pytest.raises(ConfigError, match='choose one of auto, tensorrt, onnx, torch'):
         create_extractor('sfd2', runtime='tenosrrt')
 
 

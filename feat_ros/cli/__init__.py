@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from feat_ros.cli import bench, demo, export, live, localize, maps, replay, town, train
+from feat_ros.cli import bench, demo, engine, export, live, localize, maps, replay, town, train
 from feat_ros.cli.common import close_bars, write_output
 from feat_ros.errors import FeatRosError
 
@@ -26,6 +26,7 @@ _DESCRIPTION = """Where is this camera in the map that was built before?
   feat_ros extract      look at the features of an image
   feat_ros bench        how fast, against a named baseline in the same run
   feat_ros export       a network as an ONNX file, for robots and TensorRT
+  feat_ros engine       a TensorRT engine of that file, for the GPU at hand
   feat_ros town         drives through a made-up town, to try things on
   feat_ros train        a network from photographs of your own
   feat_ros demo         all of it once, in that town
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
-    for module in (maps, localize, replay, live, bench, export, town, train, demo):
+    for module in (maps, localize, replay, live, bench, export, engine, town, train, demo):
         module.add_parser(commands)
     return parser
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from feat_ros.cli.common import add_command, check_writable
+from feat_ros.runtimes.contract import PRECISIONS
 
 
 def add_parser(commands: Any) -> None:
@@ -44,6 +45,10 @@ def add_parser(commands: Any) -> None:
         help='put the weights into a file of this name beside it, which exports for other numbers '
         'of keypoints have in common',
     )  # fmt: skip
+    parser.add_argument(
+        '--precision', choices=PRECISIONS, default='fp32',
+        help='fp16: the dense part in half precision, for GPUs; default fp32',
+    )  # fmt: skip
     parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='the .onnx file')
     parser.set_defaults(run=run_export)
 
@@ -64,23 +69,33 @@ def _count(word: str) -> int:
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
     """Export a network; return its manifest."""
     from feat_ros import config
-    from feat_ros.export import export_network, street_pictures
+    from feat_ros.export import export_network
     from feat_ros.image import read_image
     from feat_ros.models.weights import get_network, load_weights
     from feat_ros.runtimes import WEIGHTS
+    from feat_ros.runtimes.parity import NEAR_PX
+    from feat_ros.town.pictures import street_pictures
 
     check_writable(args.out)
     get_network(args.extractor)
     weights = load_weights(args.weights or WEIGHTS / f'{args.extractor}.npz', args.extractor)
     photographs = {path.name: read_image(path) for path in args.photo} or street_pictures()
     manifest = export_network(
-        args.out, weights, args.keypoints, photographs, args.size, args.shared_data
+        args.out,
+        weights,
+        args.keypoints,
+        photographs,
+        args.size,
+        args.shared_data,
+        args.precision,
     )
     print(f'{args.out}: {args.extractor}, {args.keypoints} keypoints, opset {manifest.opset}')
+    near_px = NEAR_PX[manifest.precision]
     for name, parity in manifest.parity.items():
         print(
             f'  {name}: {parity["num"][0]} keypoints, {100 * parity["near"]:.2f} % within '
-            f'0.01 px of those of torch, cosine of descriptors {parity["cosine"]:.6f}'
+            f'{near_px} px of those of torch in fp32, cosine of descriptors '
+            f'{parity["cosine"]:.6f}'
         )
     for fault in manifest.tensorrt_faults:
         print(f'  TensorRT 8.5 would not take {fault}')

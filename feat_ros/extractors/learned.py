@@ -12,7 +12,7 @@ import numpy as np
 from feat_ros.config import Config, option
 from feat_ros.image import check_image, Image
 from feat_ros.runtimes import open_network, RUNTIMES
-from feat_ros.runtimes.contract import padded_size
+from feat_ros.runtimes.contract import padded_size, PRECISIONS, PROVIDERS, RuntimeOptions
 from feat_ros.types import Features
 
 
@@ -28,8 +28,17 @@ class LearnedConfig(Config):
         'auto', 'what runs the network', choices=('auto', *RUNTIMES)
     )  # fmt: skip
     model: str = option(
-        '', "an exported network (.onnx) or weights (.npz, .pth); the package's own where empty"
+        '',
+        "an exported network (.onnx), its engine (.engine) or weights (.npz, .pth); the package's "
+        'own where empty',
     )
+    precision: str = option(
+        'fp32', 'of the dense part where torch runs it; a file has its own', choices=PRECISIONS
+    )
+    provider: str = option(
+        'auto', 'what of ONNX Runtime or torch computes; auto for a GPU', choices=PROVIDERS
+    )
+    threads: int = option(0, 'of the CPU; 0 for one a core', minimum=0)
 
 
 class LearnedExtractor:
@@ -45,7 +54,8 @@ class LearnedExtractor:
     def __init__(self, config: LearnedConfig) -> None:
         self.config = config
         self._network = open_network(
-            self.name, config.max_keypoints, config.runtime, config.model
+            self.name, config.max_keypoints, config.runtime, config.model,
+            RuntimeOptions(config.precision, config.provider, config.threads),
         )  # fmt: skip
         self.descriptor_dim = self._network.descriptor_dim
         self.weights_sha256 = self._network.weights_sha256

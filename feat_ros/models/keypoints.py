@@ -9,12 +9,23 @@ from the size of the image and the number of keypoints, none from what the image
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 # TensorRT's ITopKLayer takes no more.
 TOP_K_LIMIT = 3840
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return numbers as a tensor (N,), made where ``like`` is.
+
+    A copy from the host could not be captured in a CUDA graph.
+    """
+    made = [torch.full((), value, dtype=like.dtype, device=like.device) for value in values]
+    return torch.stack(made)
 
 
 def normalise(
@@ -24,9 +35,8 @@ def normalise(
     # TensorRT takes bytes as input, but only to convert them.
     planes = image.float().permute(0, 3, 1, 2) / 255
     shape = (1, 3, 1, 1)
-    return (planes - planes.new_tensor(mean).reshape(shape)) / planes.new_tensor(
-        deviation
-    ).reshape(shape)
+    center, spread = (constants(each, planes).reshape(shape) for each in (mean, deviation))
+    return (planes - center) / spread
 
 
 def inside(height: int, width: int, valid_wh: Tensor, border: int) -> Tensor:
@@ -113,7 +123,7 @@ def quadratic_offset(score: Tensor, column: Tensor, row: Tensor) -> Tensor:
 
     :param score: (1, 1, H, W); the pixels (N,) are maxima of their neighbours.
     """
-    steps = torch.tensor([-1, 0, 1], device=score.device)
+    steps = torch.arange(-1, 2, device=score.device)
     columns = (column[:, None, None] + steps[None, None, :]).expand(-1, 3, 3)
     rows = (row[:, None, None] + steps[None, :, None]).expand(-1, 3, 3)
     around = take_pixels(score, columns.reshape(-1), rows.reshape(-1)).reshape(-1, 9)

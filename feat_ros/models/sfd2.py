@@ -19,6 +19,7 @@ from torch.nn import functional
 from feat_ros.errors import NetworkError
 from feat_ros.models.keypoints import (
     clear_rows,
+    constants,
     inside,
     keep_maxima,
     normalise,
@@ -111,6 +112,14 @@ class Sfd2(nn.Module):
         self.convDb = nn.Conv2d(256, self.descriptor_dim, 1)
         self.ConvSta = nn.Conv2d(256, len(_STABILITY), 1)
 
+    def use_half(self) -> None:
+        """Compute the maps in half precision from now on.
+
+        What is found in them stays float32, and so do the logits that places come from.
+        """
+        self.half()
+        self.convPb.float()
+
     def planes(self, image: Tensor, valid_wh: Tensor) -> Tensor:
         """Return what the network sees (B, 3, H', W') of images (B, H, W, 3) uint8."""
         if self.tones == 'imagenet':
@@ -119,14 +128,14 @@ class Sfd2(nn.Module):
 
     def dense(self, planes: Tensor) -> Sfd2Maps:
         """Return the maps of images as :meth:`planes` leaves them."""
-        half = self.bn1b(self.conv1b(self.conv1a(planes)))
-        quarter = self.bn2b(self.conv2b(self.conv2a(half)))
+        quarter = self.bn1b(self.conv1b(self.conv1a(planes.to(self.convDb.weight.dtype))))
+        quarter = self.bn2b(self.conv2b(self.conv2a(quarter)))
         third = self.bn3b(self.conv3b(self.conv3a(quarter)))
         encoded = self.conv4(third)
         return Sfd2Maps(
-            self.convPb(self.convPa(encoded)),
-            functional.normalize(self.convDb(self.convDa(encoded)), dim=1),
-            self.ConvSta(encoded),
+            self.convPb(self.convPa(encoded).to(self.convPb.weight.dtype)),
+            functional.normalize(self.convDb(self.convDa(encoded)).float(), dim=1),
+            self.ConvSta(encoded).float(),
             (quarter, third),
         )
 
@@ -192,7 +201,7 @@ def reliability(cell_logits: Tensor) -> Tensor:
 
 def expected_stability(stability_logits: Tensor) -> Tensor:
     """Return the mean stability (B, 1, h, w) over the groups that logits (B, 3, h, w) weigh."""
-    weights = stability_logits.new_tensor(_STABILITY).reshape(1, -1, 1, 1)
+    weights = constants(_STABILITY, stability_logits).reshape(1, -1, 1, 1)
     return (torch.softmax(stability_logits, 1) * weights).sum(1, keepdim=True)
 
 

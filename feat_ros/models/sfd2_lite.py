@@ -11,7 +11,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional
 
-from feat_ros.models.keypoints import clear_rows, TOP_K_LIMIT
+from feat_ros.models.keypoints import clear_rows, constants, TOP_K_LIMIT
 from feat_ros.models.scale_space import POINT_FEATURES, ScaleSpace, top_k
 from feat_ros.semantics import STABILITY, StabilityGroup
 
@@ -92,7 +92,7 @@ def tones(image: Tensor, valid_wh: Tensor) -> Tones:
     # v / (v + mean) - 0.5 in as few passes: half of v - mean serves the detector too.
     half = (values - mean) * (0.5 * valid_y * valid_x)
     colors = half / (values + mean)
-    luma = values.new_tensor(_LUMA)[None, None]
+    luma = constants(_LUMA, values)[None, None]
     gain = luma / (2 * luma @ mean.reshape(batch, 3, 1))
     grey = (gain @ half.reshape(batch, 3, -1)).reshape(batch, 1, height, width)
     if width % _MULTIPLE or height % _MULTIPLE:
@@ -129,7 +129,7 @@ def _weigh(values: Tensor, corners: _Corners) -> Tensor:
     # all, for sums of slices of it would copy each.
     pixels = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1])
     a, b, c, d = (
-        functional.embedding(rows, pixels) * share[:, None]
+        functional.embedding(rows, pixels).to(share.dtype) * share[:, None]
         for rows, share in zip(*corners, strict=True)
     )
     return (a + b) + (c + d)
@@ -213,7 +213,7 @@ class Sfd2LiteNetwork(nn.Module):
     def centers(self, maps: list[Tensor], points: FlatPoints) -> list[Tensor]:
         """Return each map at the points (M, C)."""
         # The corners on all maps at once, each half as large as the one before.
-        scales = torch.tensor([2**k for k in range(len(maps))], device=points.xy.device)[:, None]
+        scales = torch.stack([_size(2**k, points.xy) for k in range(len(maps))])
         height, width = (
             torch.div(_size(side, points.xy), scales, rounding_mode='trunc')
             for side in maps[0].shape[2:]
@@ -257,7 +257,7 @@ class Sfd2LiteNetwork(nn.Module):
 
 def stability(group_logits: Tensor) -> Tensor:
     """Return the expected stability (...) of group logits (..., 3)."""
-    values = group_logits.new_tensor([STABILITY[group] for group in GROUPS])
+    values = constants([STABILITY[group] for group in GROUPS], group_logits)
     return (torch.softmax(group_logits, -1) * values).sum(-1)
 
 
@@ -291,6 +291,12 @@ class Sfd2Lite(nn.Module):
         self.options = {'stability_exponent': stability_exponent}
         self.detector = ScaleSpace()
         self.network = Sfd2LiteNetwork()
+        self._dense_type = torch.float32
+
+    def use_half(self) -> None:
+        """Compute the maps in half precision from now on; points and heads stay float32."""
+        self.network.backbone.half()
+        self._dense_type = torch.float16
 
     def forward(
         self, image: Tensor, valid_wh: Tensor
@@ -302,7 +308,7 @@ class Sfd2Lite(nn.Module):
         # More than are kept, so that the network has a choice, but no second TopK for it.
         candidates = max(count, min(count + count // 2, TOP_K_LIMIT))
         points = self.detector(adapted.grey, sizes, candidates)
-        maps = self.network.backbone(adapted.colors)
+        maps = self.network.backbone(adapted.colors.to(self._dense_type))
         xy, sigma, response, features = (each[0] for each in points)
         image_zero = torch.zeros_like(sigma, dtype=torch.int64)
         centers = self.network.centers(maps, FlatPoints(xy, sigma, image_zero))

@@ -19,6 +19,22 @@ from feat_ros.errors import ConfigError, NetworkError
 from feat_ros.image import Image
 from feat_ros.types import Float32
 
+PRECISIONS = ('fp32', 'fp16')
+PROVIDERS = ('auto', 'cpu', 'cuda', 'tensorrt')
+
+
+class RuntimeOptions(NamedTuple):
+    """How a network is run.
+
+    :ivar precision: of the dense part where torch runs it; exported files have their own.
+    :ivar provider: what of ONNX Runtime or torch computes; ``auto`` for a GPU where it works.
+    :ivar threads: of the CPU; 0 for one a core.
+    """
+
+    precision: str = 'fp32'
+    provider: str = 'auto'
+    threads: int = 0
+
 
 class NetworkOutput(NamedTuple):
     """What a network finds in an image; rows from ``num`` on are zero.
@@ -43,6 +59,7 @@ class Runtime(Protocol):
     """A network, ready to run.
 
     :ivar name: its key in :data:`RUNTIMES`.
+    :ivar device: ``cpu`` or ``cuda``.
     :ivar max_keypoints: K.
     :ivar descriptor_dim: D.
     :ivar weights_sha256: hash of what it has learned.
@@ -51,6 +68,7 @@ class Runtime(Protocol):
     """
 
     name: str
+    device: str
     max_keypoints: int
     descriptor_dim: int
     weights_sha256: str
@@ -58,7 +76,10 @@ class Runtime(Protocol):
     size_wh: tuple[int, int] | None
 
     def __call__(self, image: Image, valid_wh: tuple[int, int]) -> NetworkOutput:
-        """Run on an RGB (H, W, 3) uint8 image of which (width, height) is not padding."""
+        """Run on an RGB (H, W, 3) uint8 image of which (width, height) is not padding.
+
+        :raises NetworkError: it stopped working, for instance for want of GPU memory.
+        """
         ...
 
 
@@ -78,7 +99,7 @@ class NetworkManifest(Config):
     weights_sha256: str = option('', 'hash of the weights it was exported with')
     provenance: dict[str, Any] = option(dict, 'how the weights came to be')
     opset: int = option(0, "version of ONNX's operators")
-    precision: str = option('fp32', 'type of its numbers', choices=('fp32',))
+    precision: str = option('fp32', 'type of its dense part', choices=PRECISIONS)
     versions: dict[str, Any] = option(dict, 'of the packages that exported it')
     tensorrt_faults: list[str] = option(
         list, 'nodes that TensorRT 8.5 would not take; of one size'
@@ -113,6 +134,23 @@ def read_manifest(path: Path) -> NetworkManifest:
                 'all of them again'
             )
     return manifest
+
+
+def check_manifest(
+    path: Path, manifest: NetworkManifest, network: str, max_keypoints: int
+) -> None:
+    """Check that a file holds a network with enough keypoints.
+
+    :raises NetworkError: it does not.
+    """
+    if manifest.network != network:
+        raise NetworkError(f'{path} holds network {manifest.network!r}, not {network!r}')
+    if manifest.max_keypoints < max_keypoints:
+        raise NetworkError(
+            f'{path} gives at most {manifest.max_keypoints} keypoints and {max_keypoints} '
+            f'are asked for: set max_keypoints={manifest.max_keypoints}, or export it again '
+            f'with --keypoints {max_keypoints}'
+        )
 
 
 def padded_size(size_wh: tuple[int, int], multiple: int) -> tuple[int, int]:
