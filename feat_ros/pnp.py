@@ -24,7 +24,9 @@ Float = npt.NDArray[np.float64]
 
 # A residual is an inlier up to this squared Mahalanobis length: 99.9 % of two Gaussian axes.
 _GATE = 13.816
-_MEDIAN_CHI2_2 = 1.3863
+# The scale of the noise is read off the best quarter of the residuals: learned descriptors of
+# neighbours are alike, so that most matches nearby may be with neighbours of the right point.
+_SCALE_QUANTILE, _CHI2_2_QUANTILE = 0.25, 0.5754
 # Degrees of freedom that the predicted noise counts for beside the residuals of one image.
 _NOISE_PRIOR_DOF = 20.0
 _MAX_NOISE_SCALE = 16.0
@@ -154,7 +156,8 @@ def refine_rig_pose(rig: Rig, cam_from_map: Rigid3d, config: PnpConfig) -> PnpSo
         is_near = np.isfinite(squared)
         if is_near.sum() < _MIN_POINTS:
             return None
-        scale = min(scale, max(1.0, float(np.median(squared[is_near])) / _MEDIAN_CHI2_2))
+        best = float(np.quantile(squared[is_near], _SCALE_QUANTILE))
+        scale = min(scale, max(1.0, best / _CHI2_2_QUANTILE))
         inliers = np.flatnonzero(squared < _GATE * scale)
         if len(inliers) < _MIN_POINTS:
             return None

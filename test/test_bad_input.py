@@ -255,7 +255,9 @@ def test_map_of_another_extractor(work: Any, capsys: Any, monkeypatch: Any) -> N
     registry = {**extractors.EXTRACTORS, 'other': (Other, SiftConfig)}
     monkeypatch.setattr(extractors, 'EXTRACTORS', registry)
     assert main([*_localize(work), '--extractor', 'other']) == 1
-    _assert_one_sentence(capsys, r"was built with extractor 'sift', not 'other': .*rebuild it")
+    _assert_one_sentence(
+        capsys, r"was built with extractor 'sfd2_lite', not 'other': .*rebuild it"
+    )
 
 
 @pytest.mark.parametrize('command', ['build', 'localize', 'json'])

@@ -80,9 +80,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def test_localize(workspace: Workspace, room_map: SfmMap, recording: Path) -> None:
-    """Poses, transforms, diagnostics, points: localize_launch_test.py says which."""
+    """Poses, transforms, diagnostics, points: launch_localize.py says which."""
     code, said = workspace.run(
-        'launch_test', ROOT / 'test' / 'launch' / 'localize_launch_test.py',
+        'launch_test', ROOT / 'test' / 'launch' / 'launch_localize.py',
         MAP=str(room_map.path), BAG=str(recording),
     )  # fmt: skip
     assert code == 0, said

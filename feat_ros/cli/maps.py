@@ -94,7 +94,8 @@ def _add_build(actions: Any) -> None:
     )  # fmt: skip
     build.add_argument('--start', type=float, default=0.0, metavar='S', help='seconds from there')
     build.add_argument('--end', type=float, default=float('inf'), metavar='S', help='until there')
-    build.add_argument('--extractor', default=DEFAULT_EXTRACTOR, metavar='NAME',
+    build.add_argument(
+        '--extractor', default=DEFAULT_EXTRACTOR, metavar='NAME',
         help=f'one of {", ".join(EXTRACTORS)}; default: {DEFAULT_EXTRACTOR}',
     )  # fmt: skip
     add_extractor_options(build)
