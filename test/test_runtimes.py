@@ -163,6 +163,18 @@ def test_every_runtime_finds_what_the_network_finds(
     assert [len(part) for part in few[:-1]] == [8] * 4
 
 
+def test_torch_computes_with_all_its_bits(exported: Path) -> None:
+    """TensorFloat-32 is off while a network runs, and afterwards as it was."""
+    from torch.backends import cudnn
+
+    opened: Any = open_network('sfd2', 8, 'torch', str(exported / 'sfd2.npz'))
+    seen = []
+    opened._network.register_forward_pre_hook(lambda *_: seen.append(cudnn.allow_tf32))
+    with cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        opened(picture(64, 64), (64, 64))
+        assert (seen, cudnn.allow_tf32, cudnn.benchmark) == ([False], True, True)
+
+
 def test_parity_is_judged_as_it_says() -> None:
     rng = np.random.default_rng(0)
     descriptors = rng.normal(size=(700, 8)).astype(np.float32)
