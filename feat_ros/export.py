@@ -156,7 +156,7 @@ def _to_onnx(network: Any, multiple: int, size_wh: tuple[int, int] | None) -> An
     model = _without_traces(program.model_proto)
     _lower_opset(model)
     replace_whole_number_operators(model)
-    _halve_constants(model)
+    halve_constants(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -191,7 +191,7 @@ def _lower_opset(model: Any) -> None:
     model.opset_import.append(onnx.helper.make_opsetid('', OPSET))
 
 
-def _halve_constants(model: Any) -> None:
+def halve_constants(model: Any) -> None:
     """Keep constants as half-precision numbers where nothing is lost: half of the bytes.
 
     Runtimes turn them back once, when the model is loaded.
