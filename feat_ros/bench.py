@@ -505,7 +505,7 @@ def _extraction_ms(localizer: Localizer) -> float:
 def bench_match(repeat: int = 5, num_query: int = 2048, num_reference: int = 20_000) -> JsonDict:
     """Find mutual nearest neighbours among descriptors of 128 values."""
     threads = same_threads()
-    query, reference = _descriptor_sets(num_query, num_reference)
+    query, reference = descriptor_sets(num_query, num_reference)
     missing = {CDIST: missing_packages('torch')}
     contenders: dict[str, Callable[[None], Ids]] = {
         OURS: lambda _: mutual_nearest(query, reference)[0]
@@ -528,7 +528,7 @@ def bench_match(repeat: int = 5, num_query: int = 2048, num_reference: int = 20_
         times = _times_ours(rows, CDIST)
         checks.append(check(f'times faster than "{CDIST}"', times, 'at least 2', times >= 2))
     for size in (num_reference, 10 * num_reference):
-        megabytes = _peak_megabytes(*_descriptor_sets(num_query, size))
+        megabytes = _peak_megabytes(*descriptor_sets(num_query, size))
         what = f'peak memory at {num_query} x {size}, MB'
         checks.append(check(what, megabytes, 'under 64', megabytes < 64))
     title = f'mutual nearest neighbours, {num_query} x {num_reference} x {_DIM}'
@@ -549,7 +549,7 @@ def match_curve(
         contenders[CDIST] = lambda sets: _match_with_cdist(*sets)
     curve: dict[str, list[float]] = {'sizes': list(sizes), **{name: [] for name in contenders}}
     for size in sizes:
-        runs = take_turns(contenders, [_descriptor_sets(num_query, size)] * repeat)
+        runs = take_turns(contenders, [descriptor_sets(num_query, size)] * repeat)
         for name, taken in runs.items():
             curve[name].append(float(np.median(taken.ms)))
     return curve
@@ -577,7 +577,7 @@ def plot_match_curve(path: Path, curve: Mapping[str, list[float]]) -> None:
         raise DataError(f'{path} cannot be written: {error}') from None
 
 
-def _descriptor_sets(num_query: int, num_reference: int) -> tuple[Float32, Float32]:
+def descriptor_sets(num_query: int, num_reference: int) -> tuple[Float32, Float32]:
     """Descriptors of an image that sees some of a map's points, and of those points."""
     rng = np.random.default_rng(0)
     seen = histograms(rng, num_query // 3)
