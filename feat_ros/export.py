@@ -159,7 +159,7 @@ def _to_onnx(network: Any, multiple: int, size_wh: tuple[int, int] | None) -> An
     _lower_opset(model)
     replace_whole_number_operators(model)
     _widen_groups(model)
-    _halve_constants(model)
+    halve_constants(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -222,7 +222,7 @@ def _widen_groups(model: Any) -> None:
         model.graph.value_info.extend(shapes)
 
 
-def _halve_constants(model: Any) -> None:
+def halve_constants(model: Any) -> None:
     """Keep constants as half-precision numbers where nothing is lost: half of the bytes.
 
     Runtimes turn them back once, when the model is loaded.

@@ -1,16 +1,17 @@
 # Copyright 2026 The feat_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What of an exported graph TensorRT would not take, read off its own table of operators.
+"""What of an exported graph TensorRT would not take, read off its own tables of operators.
 
-Operators and types are those of docs/operators.md of onnx-tensorrt at release 8.5, the first
-that reads opset 17 (commit 6d0ab7be324d02c7feb3a306b6fdbeae84f71ddc); later releases take more.
-The limit of TopK and that bytes may only be converted are of NVIDIA's documentation of
-ITopKLayer and of DataType.UINT8.
+Operators and types are those of docs/operators.md of onnx-tensorrt at releases 8.5 (commit
+3b008c466bcb7375aaf5cabf51b289fd34d40c44, the first that reads opset 17), 8.6
+(6ba67d3428e05f690145373ca87fb8d32f98df45) and 10.1 (96e781103cfc4adf4a6bb557e94bac8e693f6f4c);
+later ones are not published there. The limit of TopK and that bytes may only be converted are of
+NVIDIA's documentation of ITopKLayer and of DataType.UINT8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -18,7 +19,7 @@ from onnx import helper
 
 _TOP_K_LIMIT = 3840
 _FLOAT, _INT, _BOOL = 'float', 'int', 'bool'
-# 64-bit whole numbers become 32-bit ones there.
+# 64-bit whole numbers become 32-bit ones before TensorRT 10.
 _KIND = {
     onnx.TensorProto.FLOAT: _FLOAT,
     onnx.TensorProto.FLOAT16: _FLOAT,
@@ -32,16 +33,16 @@ def _operators(names: str, *kinds: str) -> dict[str, tuple[str, ...]]:
     return dict.fromkeys(names.split(), kinds)
 
 
-_OPERATORS = {
+_8_5 = {
     **_operators(
-        """ArgMax BatchNormalization Clip ConstantOfShape Conv DepthToSpace Exp Floor Gemm
-        GridSample LeakyRelu Log MatMul MaxPool Pow Reciprocal ReduceL2 ReduceMax ReduceMean
-        ReduceMin ReduceSum Relu Resize Sigmoid Softmax Sqrt TopK""",
+        """ArgMax BatchNormalization Clip ConstantOfShape Conv Exp Floor Gemm GridSample LeakyRelu
+        Log MatMul MaxPool Pow Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu
+        Resize Sigmoid Softmax Sqrt TopK""",
         _FLOAT,
     ),
     **_operators(
-        """Abs Add AveragePool Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul
-        Neg Pad Range ScatterElements ScatterND Sign Sub""",
+        """Abs Add AveragePool DepthToSpace Div Equal Greater GreaterOrEqual Less LessOrEqual Max
+        Min Mul Neg Pad Range ScatterElements ScatterND Sign Sub""",
         _FLOAT, _INT,
     ),
     **_operators('And Not Or Xor', _BOOL),
@@ -51,6 +52,14 @@ _OPERATORS = {
         _FLOAT, _INT, _BOOL,
     ),
 }  # fmt: skip
+_8_6 = {**_8_5, **_operators('ArgMax Mod TopK', _FLOAT, _INT)}
+_10_1 = {
+    **_8_6,
+    **_operators('ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu', _FLOAT, _INT),
+    **_operators('AveragePool', _FLOAT),
+    **_operators('ConstantOfShape', _FLOAT, _INT, _BOOL),
+}
+_TABLES = {'8.5': _8_5, '8.6': _8_6, '10.1': _10_1}
 # Inputs that say what to do and are not what is computed on, from this place on.
 _PARAMETERS_FROM = {
     'ConstantOfShape': 0, 'Pad': 1, 'ReduceMax': 1, 'ReduceMean': 1, 'ReduceMin': 1,
@@ -59,23 +68,29 @@ _PARAMETERS_FROM = {
 
 
 def tensorrt_faults(model: Any) -> list[str]:
-    """Return one sentence for each node that TensorRT 8.5 would not take; none is good.
+    """Return one sentence for each node that some TensorRT would not take; none is good.
+
+    A fault that not all of the releases find names those that do.
 
     :param model: an ``onnx.ModelProto`` with its large arrays inside or beside it.
     """
     types = _types(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for release, table in _TABLES.items():
+            for fault in _faults(node, table, types, constants):
+                found.setdefault(f'{node.op_type} {node.name}: {fault}', []).append(release)
     return [
-        f'{node.op_type} {node.name}: {fault}'
-        for node in model.graph.node
-        for fault in _faults(node, types, constants)
+        fault if len(releases) == len(_TABLES) else f'{fault} (TensorRT {", ".join(releases)})'
+        for fault, releases in found.items()
     ]
 
 
 def replace_whole_number_operators(model: Any) -> None:
     """Limit whole numbers by Max and Min, and sum them as floats, exact up to 2^24.
 
-    TensorRT 8.5 has Clip and ReduceSum for floats only.
+    Before 10 TensorRT has Clip and ReduceSum for floats only.
     """
     types, nodes = _types(model), []
     for node in model.graph.node:
@@ -124,8 +139,13 @@ def _types(model: Any) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _faults(node: Any, types: dict[str, int], constants: dict[str, Any]) -> Iterator[str]:
-    allowed = _OPERATORS.get(node.op_type)
+def _faults(
+    node: Any,
+    table: Mapping[str, tuple[str, ...]],
+    types: dict[str, int],
+    constants: dict[str, Any],
+) -> Iterator[str]:
+    allowed = table.get(node.op_type)
     if allowed is None:
         yield 'no such operator'
         return

@@ -33,12 +33,12 @@ from feat_ros.runtimes.contract import (
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
 onnx = pytest.importorskip('onnx', reason='onnx is not installed')
-pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
 
 from torch import nn, Tensor  # noqa: E402
 
 from feat_ros import runtimes  # noqa: E402
-from feat_ros.export import export_network  # noqa: E402
+from feat_ros.export import export_network, halve_constants  # noqa: E402
 from feat_ros.models import weights as store  # noqa: E402
 from feat_ros.models.keypoints import clear_rows, split_places, strongest  # noqa: E402
 from feat_ros.models.weights import (  # noqa: E402
@@ -166,6 +166,18 @@ def test_every_runtime_finds_what_the_network_finds(
     few = open_network(name, 8, runtime, str(files[runtime]))(image, valid_wh)
     assert few.num == 8
     assert [len(part) for part in few[:-1]] == [8] * 4
+
+
+def test_torch_computes_with_all_its_bits(exported: Path) -> None:
+    """TensorFloat-32 is off while a network runs, and afterwards as it was."""
+    from torch.backends import cudnn
+
+    opened: Any = open_network('sfd2', 8, 'torch', str(exported / 'sfd2.npz'))
+    seen = []
+    opened._network.register_forward_pre_hook(lambda *_: seen.append(cudnn.allow_tf32))
+    with cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        opened(picture(64, 64), (64, 64))
+        assert (seen, cudnn.allow_tf32, cudnn.benchmark) == ([False], True, True)
 
 
 def test_parity_is_judged_as_it_says() -> None:
@@ -400,6 +412,41 @@ def test_a_manifest_says_what_was_exported(tiny_export: Path, tiny: Weights) -> 
 def test_a_size_that_does_not_fit(tmp_path: Path, tiny: Weights) -> None:
     with pytest.raises(NetworkError, match='width and height must be multiples of 4'):
         export_tiny(tmp_path, tiny, size_wh=(30, 24))
+
+
+def test_constants_in_half_precision_lose_nothing() -> None:
+    """Those that are exact in half take half of the bytes; the others stay."""
+    rng = np.random.default_rng(3)
+    exact = rng.normal(size=(64, 64)).astype(np.float16).astype(np.float32)
+    other = rng.normal(size=(64, 64)).astype(np.float32)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [
+                onnx.helper.make_node('MatMul', ['x', 'exact'], ['y']),
+                onnx.helper.make_node('MatMul', ['y', 'other'], ['z']),
+            ],
+            'graph',
+            [onnx.helper.make_tensor_value_info('x', onnx.TensorProto.FLOAT, [2, 64])],
+            [onnx.helper.make_tensor_value_info('z', onnx.TensorProto.FLOAT, [2, 64])],
+            [
+                onnx.numpy_helper.from_array(array, name)
+                for name, array in (('exact', exact), ('other', other))
+            ],
+        ),
+        opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=8,
+    )  # fmt: skip
+    before = model.SerializeToString()
+    halve_constants(model)
+    after = model.SerializeToString()
+    onnx.checker.check_model(model, full_check=True)
+    assert {tensor.name for tensor in model.graph.initializer} == {'exact.half', 'other'}
+    assert len(before) - len(after) > 64 * 64 * 2 - 200
+    x = {'x': rng.normal(size=(2, 64)).astype(np.float32)}
+    found = [
+        onnxruntime.InferenceSession(each, providers=['CPUExecutionProvider']).run(None, x)[0]
+        for each in (before, after)
+    ]
+    assert_array_equal(*found)
 
 
 def test_exports_share_their_weights(tmp_path: Path, tiny: Weights) -> None:

@@ -39,7 +39,12 @@ def graph(*nodes: Any, **constants: Any) -> Any:
         (helper.make_node('Relu', ['floats'], ['out'], 'n'), None),
         (helper.make_node('Clip', ['ints'], ['out'], 'n'), 'Clip n: ints is INT64'),
         (helper.make_node('Add', ['ints', 'ints'], ['out'], 'n'), None),
-        (helper.make_node('ReduceSum', ['ints'], ['out'], 'n'), 'ReduceSum n: ints is INT64'),
+        (helper.make_node('ReduceSum', ['ints'], ['out'], 'n'),
+         'ReduceSum n: ints is INT64 (TensorRT 8.5, 8.6)'),
+        (helper.make_node('Mod', ['ints', 'ints'], ['out'], 'n'),
+         'Mod n: no such operator (TensorRT 8.5)'),
+        (helper.make_node('AveragePool', ['ints'], ['out'], 'n', kernel_shape=[2, 2]),
+         'AveragePool n: ints is INT64 (TensorRT 10.1)'),
         (helper.make_node('NonZero', ['floats'], ['out'], 'n'), 'NonZero n: no such operator'),
         (helper.make_node('TopK', ['floats', 'few'], ['out', 'i'], 'n', axis=3), None),
         (

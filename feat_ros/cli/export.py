@@ -98,5 +98,5 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
             f'{parity["cosine"]:.6f}'
         )
     for fault in manifest.tensorrt_faults:
-        print(f'  TensorRT 8.5 would not take {fault}')
+        print(f'  TensorRT would not take {fault}')
     return config.to_dict(manifest)

@@ -101,9 +101,7 @@ class NetworkManifest(Config):
     opset: int = option(0, "version of ONNX's operators")
     precision: str = option('fp32', 'type of its dense part', choices=PRECISIONS)
     versions: dict[str, Any] = option(dict, 'of the packages that exported it')
-    tensorrt_faults: list[str] = option(
-        list, 'nodes that TensorRT 8.5 would not take; of one size'
-    )
+    tensorrt_faults: list[str] = option(list, 'nodes that TensorRT would not take; of one size')
     parity: dict[str, Any] = option(dict, 'how it agrees with the network in torch')
 
 

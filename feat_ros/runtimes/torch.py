@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.backends import cudnn
 
 from feat_ros.errors import NetworkError
 from feat_ros.image import Image
@@ -78,7 +79,7 @@ class TorchRuntime:
         batch = torch.from_numpy(image)[None]
         valid = torch.tensor(valid_wh, dtype=torch.int32)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _all_bits():
                 found = self._run(batch, valid)
                 return output_from_arrays([part.cpu().numpy() for part in found])
         except RuntimeError as error:
@@ -120,6 +121,14 @@ class TorchRuntime:
         made = _Graph(graph, image, valid_wh, outputs)
         self._graphs[tuple(batch.shape)] = made
         return made
+
+
+def _all_bits() -> Any:
+    """Keep TensorFloat-32 off: of its ten bits convolutions leave too few for positions."""
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )  # fmt: skip
 
 
 def _failure(error: RuntimeError) -> NetworkError:
