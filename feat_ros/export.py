@@ -40,6 +40,8 @@ _NEW_ATTRIBUTES = {
     'Resize': ('antialias', 'axes', 'keep_aspect_ratio_policy'),
     'Split': ('num_outputs',),
 }
+# Channels that ONNX Runtime keeps together.
+_GROUP_CHANNELS = 16
 # Constants of so many numbers are worth a node of their own.
 _LARGE_CONSTANT, _HALF = 1024, '.half'
 # Of a network of any size: the longer side of a parity photograph, and the largest input.
@@ -148,7 +150,7 @@ def _to_onnx(network: Any, multiple: int, size_wh: tuple[int, int] | None) -> An
         )
         shapes = {'image': {1: multiple * down, 2: multiple * across}, 'valid_wh': None}
     example = torch.zeros(1, height, width, 3, dtype=torch.uint8), torch.tensor([width, height])
-    with _quiet(), torch.inference_mode():
+    with quiet_exporter(), torch.inference_mode():
         program = torch.onnx.export(
             network, (example[0], example[1].int()), dynamo=True, dynamic_shapes=shapes,
             input_names=INPUTS, output_names=OUTPUTS, opset_version=OPSET + 1, verbose=False,
@@ -156,6 +158,7 @@ def _to_onnx(network: Any, multiple: int, size_wh: tuple[int, int] | None) -> An
     model = _without_traces(program.model_proto)
     _lower_opset(model)
     replace_whole_number_operators(model)
+    _widen_groups(model)
     halve_constants(model)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -191,6 +194,34 @@ def _lower_opset(model: Any) -> None:
     model.opset_import.append(onnx.helper.make_opsetid('', OPSET))
 
 
+def _widen_groups(model: Any) -> None:
+    """Join groups of a convolution until they have 16 channels, with zeros between them.
+
+    ONNX Runtime has fast code for multiples of 16 only; twice the products take half the time.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        group = next(
+            (a for a in node.attribute if node.op_type == 'Conv' and a.name == 'group'), None
+        )
+        if group is None or group.i == 1 or node.input[1] not in constants:
+            continue
+        weights = onnx.numpy_helper.to_array(constants[node.input[1]])
+        outputs, inputs = weights.shape[0] // group.i, weights.shape[1]
+        joined = _GROUP_CHANNELS // inputs
+        if inputs != outputs or inputs == 1 or _GROUP_CHANNELS % inputs or group.i % joined:
+            continue
+        wide = np.zeros((len(weights), _GROUP_CHANNELS, *weights.shape[2:]), weights.dtype)
+        for row in range(len(weights)):
+            first = row // outputs % joined * inputs
+            wide[row, first : first + inputs] = weights[row]
+        group.i //= joined
+        constants[node.input[1]].CopyFrom(onnx.numpy_helper.from_array(wide, node.input[1]))
+        shapes = [each for each in model.graph.value_info if each.name != node.input[1]]
+        del model.graph.value_info[:]
+        model.graph.value_info.extend(shapes)
+
+
 def halve_constants(model: Any) -> None:
     """Keep constants as half-precision numbers where nothing is lost: half of the bytes.
 
@@ -221,7 +252,7 @@ def _write_manifest(path: Path, manifest: NetworkManifest) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Leave out what the exporter says of its own future, and its trace of every node."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

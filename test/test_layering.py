@@ -24,7 +24,8 @@ LEVELS = {
     4: 'localizer',
     5: 'map_builder build_folder bag_images reconstruction triangulation pose_noise alignment '
     'colmap_files export tensorrt_operators trajectory bags evaluation report town plots server',
-    6: 'replay bench feature_bench retrieval_bench training conversions intake monitor driver dds',
+    6: 'replay bench feature_bench retrieval_bench extraction_bench training conversions intake '
+    'monitor driver dds',
     7: 'cli nodes',
     8: '__main__',
 }
@@ -36,9 +37,17 @@ LEVEL_OF[''] = 0
 
 # Where alone a library may be imported, at the top of a file or inside a function.
 ONLY_IN = {
-    'torch': ('models', 'runtimes.torch', 'export', 'training', 'bench', 'feature_bench'),
+    'torch': (
+        'models',
+        'runtimes.torch',
+        'export',
+        'training',
+        'bench',
+        'feature_bench',
+        'extraction_bench',
+    ),
     'onnx': ('export', 'tensorrt_operators'),
-    'onnxruntime': ('runtimes',),
+    'onnxruntime': ('runtimes', 'extraction_bench'),
     'tensorrt': ('runtimes',),
     'pycolmap': (
         'map_builder',

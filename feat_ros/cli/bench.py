@@ -47,6 +47,19 @@ def add_parser(commands: Any) -> None:
         'Open a map of a million points, beside reading its arrays; writes 0.2 GB to a temporary '
         'folder.',
     )  # fmt: skip
+    extract = _add(
+        subjects, 'extract', run_extract, 30, 'times that each extractor is timed',
+        "Extract on the CPU at 640x480: sfd2_lite beside XFeat's network alone, sfd2 beside eager "
+        'torch.',
+    )  # fmt: skip
+    extract.add_argument(
+        '--threads', type=_count, default=2, metavar='N', help='of all contenders; default 2'
+    )
+    _add(
+        subjects, 'cuda', run_cuda, 50, 'times that each is timed',
+        'Extract with sfd2 on the GPU in half precision, beside eager float32 and what the GPU '
+        'could do at best.',
+    )  # fmt: skip
     features = _add(
         subjects, 'features', run_features, 10, 'times that each extractor is timed',
         'Compare extractors: matching of pictures with known homographies, localization by day '
@@ -152,6 +165,20 @@ def run_map_open(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.bench import bench_map_open
 
     return _show(bench_map_open(args.repeat))
+
+
+def run_extract(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure extraction on the CPU."""
+    from feat_ros.extraction_bench import bench_extract
+
+    return _show(bench_extract(args.repeat, args.threads))
+
+
+def run_cuda(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure extraction on the GPU."""
+    from feat_ros.extraction_bench import bench_cuda
+
+    return _show(bench_cuda(args.repeat))
 
 
 def run_features(args: argparse.Namespace) -> dict[str, Any]:
