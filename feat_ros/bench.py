@@ -171,6 +171,48 @@ def format_report(report: JsonDict) -> str:
     return '\n'.join(lines)
 
 
+def read_report(path: Path) -> JsonDict:
+    """Read what ``feat_ros bench --json`` wrote.
+
+    :raises DataError: the file is missing or something else.
+    """
+    try:
+        report = json.loads(path.read_text('utf-8'))
+        for rows in report['tables'].values():
+            for row in rows:
+                str(row['name'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f'{path} is not a report that "feat_ros bench --json" wrote: {error}'
+        ) from None
+    return dict(report)
+
+
+def compare_reports(now: JsonDict, then: JsonDict) -> Iterator[str]:
+    """Yield a line for each row that two reports share: its medians, and the baseline's ratio.
+
+    Medians of two runs differ with the machine's load; how many times as long as ours a baseline
+    takes hardly does.
+    """
+    yield f'{"":<48}{"then, ms":>12}{"now, ms":>12}{"then, times":>14}{"now, times":>14}'
+    for title, rows in now['tables'].items():
+        earlier = {row['name']: row for row in then['tables'].get(title, [])}
+        shared = [
+            (row, earlier[row['name']])
+            for row in rows
+            if 'median_ms' in row and 'median_ms' in earlier.get(row['name'], {})
+        ]
+        if not shared:
+            yield f'{title}: not in the earlier report'
+            continue
+        yield title
+        for row, before in shared:
+            yield (
+                f'  {row["name"]:<46}{before["median_ms"]:12.4g}{row["median_ms"]:12.4g}'
+                f'{before["times_ours"]:14.4g}{row["times_ours"]:14.4g}'
+            )
+
+
 def _table(rows: list[JsonDict]) -> Iterator[str]:
     columns = [key for key in dict.fromkeys(chain(*rows)) if key not in ('name', 'missing')]
     width = max(len(row['name']) for row in rows)

@@ -27,7 +27,7 @@ POINTS = (2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
 IMAGES = (100, 1_000, 10_000, 30_000)
 # Points of the map that keypoints are matched with while their number grows.
 _MATCHED_POINTS = 20_000
-_WORDS, _WORDS_PER_IMAGE, _DIM = 65_536, 300, 128
+_WORDS_PER_IMAGE, _DIM = 300, 128
 
 
 def bench_scaling(
@@ -35,6 +35,7 @@ def bench_scaling(
     keypoints: Sequence[int] = KEYPOINTS,
     points: Sequence[int] = POINTS,
     images: Sequence[int] = IMAGES,
+    num_words: int = 65_536,
 ) -> JsonDict:
     """Measure each part of a frame while one thing grows and the rest stays.
 
@@ -44,7 +45,7 @@ def bench_scaling(
     curves = {
         'keypoints of the image': _by_keypoints(keypoints, repeat),
         'points of the map': match_curve(points, repeat=repeat),
-        'images of the database': _by_images(images, repeat),
+        'images of the database': _by_images(images, num_words, repeat),
     }
     tables = {
         f'milliseconds by {grows}': [
@@ -94,11 +95,11 @@ def _by_keypoints(sizes: Sequence[int], repeat: int) -> dict[str, list[float]]:
     return curve
 
 
-def _by_images(sizes: Sequence[int], repeat: int) -> dict[str, list[float]]:
+def _by_images(sizes: Sequence[int], num_words: int, repeat: int) -> dict[str, list[float]]:
     rng = np.random.default_rng(0)
-    unit = rng.normal(size=(_WORDS, _DIM)).astype(np.float32)
+    unit = rng.normal(size=(num_words, _DIM)).astype(np.float32)
     words = VisualWords.divide(unit / np.linalg.norm(unit, axis=1, keepdims=True))
-    queries = [draw_words(rng, _WORDS, _WORDS_PER_IMAGE) for _ in range(repeat)]
+    queries = [draw_words(rng, num_words, _WORDS_PER_IMAGE) for _ in range(repeat)]
     searched: list[float] = []
     for size in sizes:
         index = made_up_index(rng, words, size, _WORDS_PER_IMAGE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from feat_ros.bench import (
     BF,
     BF_PER_IMAGE,
     CDIST,
+    compare_reports,
     format_report,
     LOAD,
     match_curve,
@@ -30,6 +32,7 @@ from feat_ros.bench import (
     plot_match_curve,
     pnp_scene,
     synthetic_scene,
+    table_rows,
     take_turns,
 )
 from feat_ros.cli import bench as command
@@ -41,6 +44,7 @@ from feat_ros.retrieval_bench import (
     FEWER,
     ONE_BY_ONE,
 )
+from feat_ros.scaling_bench import bench_scaling, plot_scaling
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import JsonDict
 
@@ -215,6 +219,38 @@ def test_a_missing_package_is_a_line_of_the_table() -> None:
     ]
 
 
+def test_two_reports_are_compared_where_both_have_a_row() -> None:
+    def report(ours: float, theirs: float) -> dict[str, Any]:
+        rows = table_rows({OURS: [ours], 'x': [theirs]}, {'y': 'not installed'}, {})
+        return {'tables': {'speed': rows}}
+
+    now = report(12.0, 24.0)
+    now['tables']['new'] = now['tables']['speed']
+    lines = list(compare_reports(now, report(10.0, 15.0)))
+    assert lines[1:] == [
+        'speed',
+        f'  {OURS:<46}{10:12}{12:12}{1:14}{1:14}',
+        f'  {"x":<46}{15:12}{24:12}{1.5:14}{2:14}',
+        'new: not in the earlier report',
+    ]
+
+
+def test_parts_grow_with_what_they_are_given(tmp_path: Path) -> None:
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    report = bench_scaling(1, (32, 64), (100, 200), (5, 10), num_words=600)
+    sizes = {grows: curve['sizes'] for grows, curve in report['curves'].items()}
+    assert list(sizes.values()) == [[32, 64], [100, 200], [5, 10]]
+    for curve in report['curves'].values():
+        assert all(len(ms) == 2 and min(ms) > 0 for ms in curve.values())
+    assert [list(rows[0]) for rows in report['tables'].values()] == [
+        ['name', *map(str, each)] for each in sizes.values()
+    ]
+    plot_scaling(tmp_path / 'scaling.png', report['curves'])
+    assert (tmp_path / 'scaling.png').read_bytes().startswith(b'\x89PNG')
+    with pytest.raises(DataError, match='cannot be written'):
+        plot_scaling(tmp_path / 'nowhere' / 'scaling.png', report['curves'])
+
+
 def _parse(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
@@ -222,18 +258,28 @@ def _parse(*words: str) -> argparse.Namespace:
 
 
 def test_the_command_shows_what_it_returns(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = _parse('pnp', '--repeat', '1', '--json', str(tmp_path / 'pnp.json'))
     report = args.run(args)
     assert len(report['tables']) == 12
     assert capsys.readouterr().out == format_report(report) + '\n'
-    json.dumps(report, allow_nan=False)
+    (tmp_path / 'pnp.json').write_text(json.dumps(report, allow_nan=False))
+    monkeypatch.setattr(bench, 'bench_pnp', lambda _: report)
+    args.compare = tmp_path / 'pnp.json'
+    args.run(args)
+    text = capsys.readouterr().out
+    assert 'now, times' in text
+    assert text.count('\n200 matches, 50 % inliers\n') == 2
+    for content in ('', '{}', '{"tables": {"a": [3]}}'):
+        args.compare.write_text(content)
+        with pytest.raises(DataError, match='is not a report that "feat_ros bench --json" wrote'):
+            args.run(args)
 
 
 def test_commands_and_their_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ('localize', 'match', 'pnp', 'retrieval', 'map-open'):
-        assert _parse(name).run is getattr(command, f'run_{name.replace("-", "_")}')
+        assert _parse(name).run.args == (getattr(command, f'run_{name.replace("-", "_")}'),)
     with pytest.raises(SystemExit):
         _parse('match', '--repeat', '0')
     assert "'0' is not a number from 1" in capsys.readouterr().err

@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from feat_ros.cli.common import add_command, check_writable, progress
 from feat_ros.errors import DataError
+
+Run = Callable[[argparse.Namespace], dict[str, Any]]
 
 
 def add_parser(commands: Any) -> None:
@@ -47,6 +51,13 @@ def add_parser(commands: Any) -> None:
         'Open a map of a million points, beside reading its arrays; writes 0.2 GB to a temporary '
         'folder.',
     )  # fmt: skip
+    scaling = _add(
+        subjects, 'scaling', run_scaling, 5, 'runs of each part at each size',
+        'How extraction, matching and retrieval grow with keypoints, points of the map and images '
+        'of the database.',
+        'feat_ros bench scaling --plot scaling.png --json scaling.json',
+    )  # fmt: skip
+    scaling.add_argument('--plot', type=Path, metavar='FILE', help='draw the curves (PNG)')
     extract = _add(
         subjects, 'extract', run_extract, 30, 'times that each extractor is timed',
         "Extract on the CPU at 640x480: sfd2_lite beside XFeat's network alone, sfd2 beside eager "
@@ -97,15 +108,29 @@ def add_parser(commands: Any) -> None:
 
 
 def _add(
-    subjects: Any, name: str, run: Any, repeat: int, repeated: str, summary: str, example: str = ''
+    subjects: Any, name: str, run: Run, repeat: int, repeated: str, summary: str, example: str = ''
 ) -> argparse.ArgumentParser:
     example = example or f'feat_ros bench {name} --json {name}.json'
     parser = add_command(subjects, name, summary, example)
     parser.add_argument(
         '--repeat', type=_count, default=repeat, metavar='N', help=f'{repeated}; default {repeat}'
     )
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        '--compare', type=Path, metavar='FILE', help='also compare with what --json wrote before'
+    )
+    parser.set_defaults(run=partial(_run_compared, run))
     return parser
+
+
+def _run_compared(run: Run, args: argparse.Namespace) -> dict[str, Any]:
+    """Run a bench, and compare it with an earlier report where one is named."""
+    from feat_ros.bench import compare_reports, read_report
+
+    earlier = None if args.compare is None else read_report(args.compare)
+    report = run(args)
+    if earlier is not None:
+        print('\n'.join(['', *compare_reports(report, earlier)]))
+    return report
 
 
 def _count(word: str) -> int:
@@ -167,6 +192,19 @@ def run_map_open(args: argparse.Namespace) -> dict[str, Any]:
     return _show(bench_map_open(args.repeat))
 
 
+def run_scaling(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure how the parts of a frame grow."""
+    from feat_ros.scaling_bench import bench_scaling, plot_scaling
+
+    if args.plot is not None:
+        check_writable(args.plot)
+    report = _show(bench_scaling(args.repeat))
+    if args.plot is not None:
+        plot_scaling(args.plot, report['curves'])
+        print(f'picture: {args.plot}')
+    return report
+
+
 def run_extract(args: argparse.Namespace) -> dict[str, Any]:
     """Measure extraction on the CPU."""
     from feat_ros.extraction_bench import bench_extract
@@ -183,8 +221,6 @@ def run_cuda(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_features(args: argparse.Namespace) -> dict[str, Any]:
     """Compare extractors."""
-    from functools import partial
-
     from feat_ros.feature_bench.comparison import (
         compare_features,
         FeatureData,
