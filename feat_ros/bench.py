@@ -171,6 +171,26 @@ def format_report(report: JsonDict) -> str:
     return '\n'.join(lines)
 
 
+def merge_reports(reports: Mapping[str, JsonDict], notes: Sequence[str]) -> JsonDict:
+    """Return one report with the tables, notes and checks of several, named by their benches."""
+    return {
+        'threads': {k: v for each in reports.values() for k, v in each['threads'].items()},
+        'tables': {
+            f'{name}: {title}': rows
+            for name, each in reports.items()
+            for title, rows in each['tables'].items()
+        },
+        'notes': [
+            *notes, *(f'{n}: {note}' for n, r in reports.items() for note in r.get('notes', [])),
+        ],
+        'checks': [
+            each | {'what': f'{name}: {each["what"]}'}
+            for name, report in reports.items()
+            for each in report['checks']
+        ],
+    }  # fmt: skip
+
+
 def read_report(path: Path) -> JsonDict:
     """Read what ``feat_ros bench --json`` wrote.
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,31 @@ def test_a_missing_package_is_a_line_of_the_table() -> None:
         'a note',
         'NOT MET  times: 2.5 (at least 3)',
     ]
+
+
+def test_all_benches_make_one_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Small ones of the real benches; what needs a package or a GPU that is absent is said."""
+    small = {
+        'bench_localize': partial(bench_localize, num_queries=2, keypoints=300, num_points=500),
+        'bench_match': partial(bench_match, 1, 100, 400),
+        'bench_pnp': partial(bench_pnp, 1, (100,), (0.9,)),
+        'bench_map_open': partial(bench_map_open, 1, 20_000),
+    }
+    for name, run in small.items():
+        monkeypatch.setattr(bench, name, run)
+    for module in ('extraction_bench', 'retrieval_bench', 'scaling_bench'):
+        monkeypatch.setitem(sys.modules, f'feat_ros.{module}', None)
+    args = _parse('all')
+    report = args.run(args)
+    assert {title.split(':')[0] for title in report['tables']} == {
+        'localize', 'match', 'pnp', 'map-open',
+    }  # fmt: skip
+    absent = [note.split()[0] for note in report['notes'] if 'is left out' in note]
+    assert absent == ['extract', 'cuda', 'retrieval', 'scaling']
+    assert 'cuda is left out' in capsys.readouterr().out
+    assert 'map-open: milliseconds to open' in {each['what'] for each in report['checks']}
 
 
 def test_two_reports_are_compared_where_both_have_a_row() -> None:

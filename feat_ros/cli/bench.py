@@ -51,6 +51,14 @@ def add_parser(commands: Any) -> None:
         'Open a map of a million points, beside reading its arrays; writes 0.2 GB to a temporary '
         'folder.',
     )  # fmt: skip
+    everything = add_command(
+        subjects,
+        'all',
+        'Every bench that needs no data of its own, one after the other; what cannot run here is '
+        'said.',
+        'feat_ros bench all --compare before.json --json after.json',
+    )
+    _add_compare(everything, run_all)
     scaling = _add(
         subjects, 'scaling', run_scaling, 5, 'runs of each part at each size',
         'How extraction, matching and retrieval grow with keypoints, points of the map and images '
@@ -115,11 +123,15 @@ def _add(
     parser.add_argument(
         '--repeat', type=_count, default=repeat, metavar='N', help=f'{repeated}; default {repeat}'
     )
+    _add_compare(parser, run)
+    return parser
+
+
+def _add_compare(parser: argparse.ArgumentParser, run: Run) -> None:
     parser.add_argument(
         '--compare', type=Path, metavar='FILE', help='also compare with what --json wrote before'
     )
     parser.set_defaults(run=partial(_run_compared, run))
-    return parser
 
 
 def _run_compared(run: Run, args: argparse.Namespace) -> dict[str, Any]:
@@ -190,6 +202,49 @@ def run_map_open(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.bench import bench_map_open
 
     return _show(bench_map_open(args.repeat))
+
+
+def run_all(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything that needs no data; return the tables of all under one report."""
+    from feat_ros import bench
+    from feat_ros.bench import merge_reports
+
+    def extract() -> dict[str, Any]:
+        from feat_ros.extraction_bench import bench_extract
+
+        return bench_extract()
+
+    def cuda() -> dict[str, Any]:
+        from feat_ros.extraction_bench import bench_cuda
+
+        return bench_cuda()
+
+    def retrieval() -> dict[str, Any]:
+        from feat_ros.retrieval_bench import bench_retrieval
+
+        return bench_retrieval()
+
+    def scaling() -> dict[str, Any]:
+        from feat_ros.scaling_bench import bench_scaling
+
+        return bench_scaling()
+
+    benches: dict[str, Callable[[], dict[str, Any]]] = {
+        'extract': extract, 'cuda': cuda, 'localize': bench.bench_localize,
+        'match': bench.bench_match, 'pnp': bench.bench_pnp, 'retrieval': retrieval,
+        'map-open': bench.bench_map_open, 'scaling': scaling,
+    }  # fmt: skip
+    reports, left_out = {}, []
+    for name, run in benches.items():
+        print(f'---- {name}')
+        try:
+            reports[name] = _show(run())
+        except ModuleNotFoundError as error:
+            left_out.append(f'{name} is left out: Python package {error.name!r} is not installed')
+        except DataError as error:
+            left_out.append(f'{name} is left out: {error}')
+    print('\n'.join(left_out))
+    return merge_reports(reports, left_out)
 
 
 def run_scaling(args: argparse.Namespace) -> dict[str, Any]:
