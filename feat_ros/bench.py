@@ -171,6 +171,39 @@ def format_report(report: JsonDict) -> str:
     return '\n'.join(lines)
 
 
+def compare_reports(now: JsonDict, before: JsonDict) -> list[str]:
+    """Return a line for each row that both reports have: how its time has changed.
+
+    What was measured on a busier machine is slower in all rows; ``times_ours`` compares within
+    one run, so it is what a change shows in.
+    """
+    lines = []
+    for title, rows in now['tables'].items():
+        earlier = {row['name']: row for row in before.get('tables', {}).get(title, [])}
+        for row in rows:
+            old = earlier.get(row['name'], {})
+            if 'median_ms' in row and 'median_ms' in old:
+                lines.append(
+                    f'{title}, {row["name"]}: {row["median_ms"] / old["median_ms"]:.2f} times the '
+                    f'{old["median_ms"]:.4g} ms of then; beside ours {row["times_ours"]:.2f}, '
+                    f'then {old["times_ours"]:.2f}'
+                )
+    return lines
+
+
+def join_reports(reports: Mapping[str, JsonDict]) -> JsonDict:
+    """Return several reports as one; tables and checks say which they are of."""
+    joined: JsonDict = {'threads': {}, 'tables': {}, 'notes': [], 'checks': []}
+    for name, report in reports.items():
+        joined['threads'] |= {f'{name}: {key}': n for key, n in report['threads'].items()}
+        joined['tables'] |= {f'{name}: {title}': t for title, t in report['tables'].items()}
+        joined['notes'] += [f'{name}: {note}' for note in report.get('notes', [])]
+        joined['checks'] += [
+            each | {'what': f'{name}: {each["what"]}'} for each in report['checks']
+        ]
+    return joined
+
+
 def _table(rows: list[JsonDict]) -> Iterator[str]:
     columns = [key for key in dict.fromkeys(chain(*rows)) if key not in ('name', 'missing')]
     width = max(len(row['name']) for row in rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from feat_ros.bench import (
     take_turns,
 )
 from feat_ros.cli import bench as command
+from feat_ros.cli import main
 from feat_ros.errors import DataError
 from feat_ros.retrieval_bench import (
     ALL_WORDS,
@@ -233,10 +235,40 @@ def test_the_command_shows_what_it_returns(
 
 def test_commands_and_their_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ('localize', 'match', 'pnp', 'retrieval', 'map-open'):
-        assert _parse(name).run is getattr(command, f'run_{name.replace("-", "_")}')
+        assert _parse(name).run.__wrapped__ is getattr(command, f'run_{name.replace("-", "_")}')
     with pytest.raises(SystemExit):
         _parse('match', '--repeat', '0')
     assert "'0' is not a number from 1" in capsys.readouterr().err
     args = _parse('match', '--plot', str(tmp_path / 'nowhere' / 'x.png'))
     with pytest.raises(DataError, match='does not exist'):
         args.run(args)
+
+
+def test_reports_are_joined_and_compared() -> None:
+    def report(ours: float, other: float) -> dict[str, Any]:
+        rows = bench.table_rows({bench.OURS: [ours], 'other': [other]}, {'third': 'absent'}, {})
+        return {
+            'threads': {'numpy': 2},
+            'tables': {'a walk': rows},
+            'checks': [bench.check('steps', 3, 'at least 2', True)],
+        }
+
+    joined = bench.join_reports({'town': report(2.0, 8.0), 'park': report(1.0, 2.0)})
+    assert list(joined['tables']) == ['town: a walk', 'park: a walk']
+    assert [each['what'] for each in joined['checks']] == ['town: steps', 'park: steps']
+    assert 'park: a walk' in bench.format_report(joined)
+    lines = bench.compare_reports(report(1.0, 8.0), report(2.0, 8.0))
+    assert lines == [
+        'a walk, feat_ros: 0.50 times the 2 ms of then; beside ours 1.00, then 1.00',
+        'a walk, other: 1.00 times the 8 ms of then; beside ours 8.00, then 4.00',
+    ]
+    assert bench.compare_reports(report(1.0, 1.0), joined) == []
+
+
+def test_a_comparison_with_what_is_no_report_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'then.json').write_text('[]')
+    args = ['bench', 'match', '--repeat', '1', '--compare', str(tmp_path / 'then.json')]
+    assert main(args) == 1
+    assert 'then.json does not hold the figures of a bench' in capsys.readouterr().err

@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,11 @@ def add_parser(commands: Any) -> None:
         'Extract with sfd2 on the GPU in half precision, beside eager float32 and what the GPU '
         'could do at best.',
     )  # fmt: skip
+    _add(
+        subjects, 'all', run_all, 3, 'times that each is repeated',
+        'Run localize, match, pnp, retrieval, map-open and extract, one after the other.',
+        'feat_ros bench all --json today.json --compare yesterday.json',
+    )  # fmt: skip
     features = _add(
         subjects, 'features', run_features, 10, 'times that each extractor is timed',
         'Compare extractors: matching of pictures with known homographies, localization by day '
@@ -104,7 +112,10 @@ def _add(
     parser.add_argument(
         '--repeat', type=_count, default=repeat, metavar='N', help=f'{repeated}; default {repeat}'
     )
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        '--compare', type=Path, metavar='FILE', help='figures that --json wrote before'
+    )
+    parser.set_defaults(run=_compared(run))
     return parser
 
 
@@ -181,6 +192,22 @@ def run_cuda(args: argparse.Namespace) -> dict[str, Any]:
     return _show(bench_cuda(args.repeat))
 
 
+def run_all(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure all that needs no data."""
+    from feat_ros import bench
+    from feat_ros.extraction_bench import bench_extract
+    from feat_ros.retrieval_bench import bench_retrieval
+
+    return _show(bench.join_reports({
+        'localize': bench.bench_localize(args.repeat),
+        'match': bench.bench_match(args.repeat),
+        'pnp': bench.bench_pnp(args.repeat),
+        'retrieval': bench_retrieval(args.repeat),
+        'map-open': bench.bench_map_open(args.repeat),
+        'extract': bench_extract(10 * args.repeat),
+    }))  # fmt: skip
+
+
 def run_features(args: argparse.Namespace) -> dict[str, Any]:
     """Compare extractors."""
     from functools import partial
@@ -203,6 +230,32 @@ def run_features(args: argparse.Namespace) -> dict[str, Any]:
     if args.plot is not None:
         plot_comparison(args.plot, report['curves'])
         print(f'picture: {args.plot}')
+    return report
+
+
+def _compared(run: Callable[[argparse.Namespace], dict[str, Any]]) -> Any:
+    """Return a command that also says how its figures differ from those of --compare."""
+
+    @wraps(run)
+    def run_and_compare(args: argparse.Namespace) -> dict[str, Any]:
+        from feat_ros.bench import compare_reports
+
+        before = None if args.compare is None else _read_report(args.compare)
+        report = run(args)
+        if before is not None:
+            print('', *compare_reports(report, before), sep='\n')
+        return report
+
+    return run_and_compare
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text('utf-8'))
+    except (OSError, ValueError):
+        report = None
+    if not isinstance(report, dict) or not isinstance(report.get('tables'), dict):
+        raise DataError(f'{path} does not hold the figures of a bench: --json writes some')
     return report
 
 
