@@ -171,37 +171,66 @@ def format_report(report: JsonDict) -> str:
     return '\n'.join(lines)
 
 
-def compare_reports(now: JsonDict, before: JsonDict) -> list[str]:
-    """Return a line for each row that both reports have: how its time has changed.
+def merge_reports(reports: Mapping[str, JsonDict], notes: Sequence[str]) -> JsonDict:
+    """Return one report with the tables, notes and checks of several, named by their benches."""
+    return {
+        'threads': {k: v for each in reports.values() for k, v in each['threads'].items()},
+        'tables': {
+            f'{name}: {title}': rows
+            for name, each in reports.items()
+            for title, rows in each['tables'].items()
+        },
+        'notes': [
+            *notes, *(f'{n}: {note}' for n, r in reports.items() for note in r.get('notes', [])),
+        ],
+        'checks': [
+            each | {'what': f'{name}: {each["what"]}'}
+            for name, report in reports.items()
+            for each in report['checks']
+        ],
+    }  # fmt: skip
 
-    What was measured on a busier machine is slower in all rows; ``times_ours`` compares within
-    one run, so it is what a change shows in.
+
+def read_report(path: Path) -> JsonDict:
+    """Read what ``feat_ros bench --json`` wrote.
+
+    :raises DataError: the file is missing or something else.
     """
-    lines = []
+    try:
+        report = json.loads(path.read_text('utf-8'))
+        for rows in report['tables'].values():
+            for row in rows:
+                str(row['name'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f'{path} is not a report that "feat_ros bench --json" wrote: {error}'
+        ) from None
+    return dict(report)
+
+
+def compare_reports(now: JsonDict, then: JsonDict) -> Iterator[str]:
+    """Yield a line for each row that two reports share: its medians, and the baseline's ratio.
+
+    Medians of two runs differ with the machine's load; how many times as long as ours a baseline
+    takes hardly does.
+    """
+    yield f'{"":<48}{"then, ms":>12}{"now, ms":>12}{"then, times":>14}{"now, times":>14}'
     for title, rows in now['tables'].items():
-        earlier = {row['name']: row for row in before.get('tables', {}).get(title, [])}
-        for row in rows:
-            old = earlier.get(row['name'], {})
-            if 'median_ms' in row and 'median_ms' in old:
-                lines.append(
-                    f'{title}, {row["name"]}: {row["median_ms"] / old["median_ms"]:.2f} times the '
-                    f'{old["median_ms"]:.4g} ms of then; beside ours {row["times_ours"]:.2f}, '
-                    f'then {old["times_ours"]:.2f}'
-                )
-    return lines
-
-
-def join_reports(reports: Mapping[str, JsonDict]) -> JsonDict:
-    """Return several reports as one; tables and checks say which they are of."""
-    joined: JsonDict = {'threads': {}, 'tables': {}, 'notes': [], 'checks': []}
-    for name, report in reports.items():
-        joined['threads'] |= {f'{name}: {key}': n for key, n in report['threads'].items()}
-        joined['tables'] |= {f'{name}: {title}': t for title, t in report['tables'].items()}
-        joined['notes'] += [f'{name}: {note}' for note in report.get('notes', [])]
-        joined['checks'] += [
-            each | {'what': f'{name}: {each["what"]}'} for each in report['checks']
+        earlier = {row['name']: row for row in then['tables'].get(title, [])}
+        shared = [
+            (row, earlier[row['name']])
+            for row in rows
+            if 'median_ms' in row and 'median_ms' in earlier.get(row['name'], {})
         ]
-    return joined
+        if not shared:
+            yield f'{title}: not in the earlier report'
+            continue
+        yield title
+        for row, before in shared:
+            yield (
+                f'  {row["name"]:<46}{before["median_ms"]:12.4g}{row["median_ms"]:12.4g}'
+                f'{before["times_ours"]:14.4g}{row["times_ours"]:14.4g}'
+            )
 
 
 def _table(rows: list[JsonDict]) -> Iterator[str]:
@@ -538,7 +567,7 @@ def _extraction_ms(localizer: Localizer) -> float:
 def bench_match(repeat: int = 5, num_query: int = 2048, num_reference: int = 20_000) -> JsonDict:
     """Find mutual nearest neighbours among descriptors of 128 values."""
     threads = same_threads()
-    query, reference = _descriptor_sets(num_query, num_reference)
+    query, reference = descriptor_sets(num_query, num_reference)
     missing = {CDIST: missing_packages('torch')}
     contenders: dict[str, Callable[[None], Ids]] = {
         OURS: lambda _: mutual_nearest(query, reference)[0]
@@ -561,7 +590,7 @@ def bench_match(repeat: int = 5, num_query: int = 2048, num_reference: int = 20_
         times = _times_ours(rows, CDIST)
         checks.append(check(f'times faster than "{CDIST}"', times, 'at least 2', times >= 2))
     for size in (num_reference, 10 * num_reference):
-        megabytes = _peak_megabytes(*_descriptor_sets(num_query, size))
+        megabytes = _peak_megabytes(*descriptor_sets(num_query, size))
         what = f'peak memory at {num_query} x {size}, MB'
         checks.append(check(what, megabytes, 'under 64', megabytes < 64))
     title = f'mutual nearest neighbours, {num_query} x {num_reference} x {_DIM}'
@@ -582,7 +611,7 @@ def match_curve(
         contenders[CDIST] = lambda sets: _match_with_cdist(*sets)
     curve: dict[str, list[float]] = {'sizes': list(sizes), **{name: [] for name in contenders}}
     for size in sizes:
-        runs = take_turns(contenders, [_descriptor_sets(num_query, size)] * repeat)
+        runs = take_turns(contenders, [descriptor_sets(num_query, size)] * repeat)
         for name, taken in runs.items():
             curve[name].append(float(np.median(taken.ms)))
     return curve
@@ -610,7 +639,7 @@ def plot_match_curve(path: Path, curve: Mapping[str, list[float]]) -> None:
         raise DataError(f'{path} cannot be written: {error}') from None
 
 
-def _descriptor_sets(num_query: int, num_reference: int) -> tuple[Float32, Float32]:
+def descriptor_sets(num_query: int, num_reference: int) -> tuple[Float32, Float32]:
     """Descriptors of an image that sees some of a map's points, and of those points."""
     rng = np.random.default_rng(0)
     seen = histograms(rng, num_query // 3)

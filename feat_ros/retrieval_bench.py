@@ -58,11 +58,11 @@ def bench_retrieval(
         for _ in range(repeat)
     ]
     assignment, recall = _assign(words, queries)
-    index = _made_up_index(rng, words, num_images, words_per_image)
-    drawn = [_draw(rng, num_words, words_per_image) for _ in range(repeat)]
+    index = made_up_index(rng, words, num_images, words_per_image)
+    drawn = [draw_words(rng, num_words, words_per_image) for _ in range(repeat)]
     search, difference = _search(index, drawn)
     # A descriptor of a query counts for its five nearest words.
-    wide = [_draw(rng, num_words, 5 * words_per_image) for _ in range(repeat)]
+    wide = [draw_words(rng, num_words, 5 * words_per_image) for _ in range(repeat)]
     search_wide, _ = _search(index, wide)
     notes = [f'inverted file of {num_images} images, {len(index.image_ids)} entries']
     checks = [
@@ -126,16 +126,17 @@ def _nearest(words: VisualWords, parts: int, descriptors: Float32) -> Ids:
     return words.nearest(descriptors, 1, parts)[:, 0]
 
 
-def _draw(rng: np.random.Generator, num_words: int, count: int) -> WordsAndBits:
+def draw_words(rng: np.random.Generator, num_words: int, count: int) -> WordsAndBits:
     """Words of an image, ascending, about so many, and random signs."""
     words = np.unique(rng.integers(num_words, size=count))
     return words, rng.integers(256, size=(len(words), _DIM // 8), dtype=np.uint8)
 
 
-def _made_up_index(
+def made_up_index(
     rng: np.random.Generator, words: VisualWords, num_images: int, words_per_image: int
 ) -> AsmkIndex:
-    images = [_draw(rng, len(words.words), words_per_image) for _ in range(num_images)]
+    """Return an index of images with random words and signs, as many of each as said."""
+    images = [draw_words(rng, len(words.words), words_per_image) for _ in range(num_images)]
     counts = np.array([len(word) for word, _ in images], np.int32)
     word = np.concatenate([word for word, _ in images])
     order = np.argsort(word, kind='stable')

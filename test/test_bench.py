@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from feat_ros.bench import (
     BF,
     BF_PER_IMAGE,
     CDIST,
+    compare_reports,
     format_report,
     LOAD,
     match_curve,
@@ -31,10 +34,10 @@ from feat_ros.bench import (
     plot_match_curve,
     pnp_scene,
     synthetic_scene,
+    table_rows,
     take_turns,
 )
 from feat_ros.cli import bench as command
-from feat_ros.cli import main
 from feat_ros.errors import DataError
 from feat_ros.retrieval_bench import (
     ALL_WORDS,
@@ -43,6 +46,7 @@ from feat_ros.retrieval_bench import (
     FEWER,
     ONE_BY_ONE,
 )
+from feat_ros.scaling_bench import bench_scaling, plot_scaling
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import JsonDict
 
@@ -217,6 +221,63 @@ def test_a_missing_package_is_a_line_of_the_table() -> None:
     ]
 
 
+def test_all_benches_make_one_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Small ones of the real benches; what needs a package or a GPU that is absent is said."""
+    small = {
+        'bench_localize': partial(bench_localize, num_queries=2, keypoints=300, num_points=500),
+        'bench_match': partial(bench_match, 1, 100, 400),
+        'bench_pnp': partial(bench_pnp, 1, (100,), (0.9,)),
+        'bench_map_open': partial(bench_map_open, 1, 20_000),
+    }
+    for name, run in small.items():
+        monkeypatch.setattr(bench, name, run)
+    for module in ('extraction_bench', 'retrieval_bench', 'scaling_bench'):
+        monkeypatch.setitem(sys.modules, f'feat_ros.{module}', None)
+    args = _parse('all')
+    report = args.run(args)
+    assert {title.split(':')[0] for title in report['tables']} == {
+        'localize', 'match', 'pnp', 'map-open',
+    }  # fmt: skip
+    absent = [note.split()[0] for note in report['notes'] if 'is left out' in note]
+    assert absent == ['extract', 'cuda', 'retrieval', 'scaling']
+    assert 'cuda is left out' in capsys.readouterr().out
+    assert 'map-open: milliseconds to open' in {each['what'] for each in report['checks']}
+
+
+def test_two_reports_are_compared_where_both_have_a_row() -> None:
+    def report(ours: float, theirs: float) -> dict[str, Any]:
+        rows = table_rows({OURS: [ours], 'x': [theirs]}, {'y': 'not installed'}, {})
+        return {'tables': {'speed': rows}}
+
+    now = report(12.0, 24.0)
+    now['tables']['new'] = now['tables']['speed']
+    lines = list(compare_reports(now, report(10.0, 15.0)))
+    assert lines[1:] == [
+        'speed',
+        f'  {OURS:<46}{10:12}{12:12}{1:14}{1:14}',
+        f'  {"x":<46}{15:12}{24:12}{1.5:14}{2:14}',
+        'new: not in the earlier report',
+    ]
+
+
+def test_parts_grow_with_what_they_are_given(tmp_path: Path) -> None:
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    report = bench_scaling(1, (32, 64), (100, 200), (5, 10), num_words=600)
+    sizes = {grows: curve['sizes'] for grows, curve in report['curves'].items()}
+    assert list(sizes.values()) == [[32, 64], [100, 200], [5, 10]]
+    for curve in report['curves'].values():
+        assert all(len(ms) == 2 and min(ms) > 0 for ms in curve.values())
+    assert [list(rows[0]) for rows in report['tables'].values()] == [
+        ['name', *map(str, each)] for each in sizes.values()
+    ]
+    plot_scaling(tmp_path / 'scaling.png', report['curves'])
+    assert (tmp_path / 'scaling.png').read_bytes().startswith(b'\x89PNG')
+    with pytest.raises(DataError, match='cannot be written'):
+        plot_scaling(tmp_path / 'nowhere' / 'scaling.png', report['curves'])
+
+
 def _parse(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
@@ -224,51 +285,31 @@ def _parse(*words: str) -> argparse.Namespace:
 
 
 def test_the_command_shows_what_it_returns(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = _parse('pnp', '--repeat', '1', '--json', str(tmp_path / 'pnp.json'))
     report = args.run(args)
     assert len(report['tables']) == 12
     assert capsys.readouterr().out == format_report(report) + '\n'
-    json.dumps(report, allow_nan=False)
+    (tmp_path / 'pnp.json').write_text(json.dumps(report, allow_nan=False))
+    monkeypatch.setattr(bench, 'bench_pnp', lambda _: report)
+    args.compare = tmp_path / 'pnp.json'
+    args.run(args)
+    text = capsys.readouterr().out
+    assert 'now, times' in text
+    assert text.count('\n200 matches, 50 % inliers\n') == 2
+    for content in ('', '{}', '{"tables": {"a": [3]}}'):
+        args.compare.write_text(content)
+        with pytest.raises(DataError, match='is not a report that "feat_ros bench --json" wrote'):
+            args.run(args)
 
 
 def test_commands_and_their_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ('localize', 'match', 'pnp', 'retrieval', 'map-open'):
-        assert _parse(name).run.__wrapped__ is getattr(command, f'run_{name.replace("-", "_")}')
+        assert _parse(name).run.args == (getattr(command, f'run_{name.replace("-", "_")}'),)
     with pytest.raises(SystemExit):
         _parse('match', '--repeat', '0')
     assert "'0' is not a number from 1" in capsys.readouterr().err
     args = _parse('match', '--plot', str(tmp_path / 'nowhere' / 'x.png'))
     with pytest.raises(DataError, match='does not exist'):
         args.run(args)
-
-
-def test_reports_are_joined_and_compared() -> None:
-    def report(ours: float, other: float) -> dict[str, Any]:
-        rows = bench.table_rows({bench.OURS: [ours], 'other': [other]}, {'third': 'absent'}, {})
-        return {
-            'threads': {'numpy': 2},
-            'tables': {'a walk': rows},
-            'checks': [bench.check('steps', 3, 'at least 2', True)],
-        }
-
-    joined = bench.join_reports({'town': report(2.0, 8.0), 'park': report(1.0, 2.0)})
-    assert list(joined['tables']) == ['town: a walk', 'park: a walk']
-    assert [each['what'] for each in joined['checks']] == ['town: steps', 'park: steps']
-    assert 'park: a walk' in bench.format_report(joined)
-    lines = bench.compare_reports(report(1.0, 8.0), report(2.0, 8.0))
-    assert lines == [
-        'a walk, feat_ros: 0.50 times the 2 ms of then; beside ours 1.00, then 1.00',
-        'a walk, other: 1.00 times the 8 ms of then; beside ours 8.00, then 4.00',
-    ]
-    assert bench.compare_reports(report(1.0, 1.0), joined) == []
-
-
-def test_a_comparison_with_what_is_no_report_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / 'then.json').write_text('[]')
-    args = ['bench', 'match', '--repeat', '1', '--compare', str(tmp_path / 'then.json')]
-    assert main(args) == 1
-    assert 'then.json does not hold the figures of a bench' in capsys.readouterr().err

@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from feat_ros.cli.common import add_command, check_writable, progress
 from feat_ros.errors import DataError
+
+Run = Callable[[argparse.Namespace], dict[str, Any]]
 
 
 def add_parser(commands: Any) -> None:
@@ -50,6 +51,21 @@ def add_parser(commands: Any) -> None:
         'Open a map of a million points, beside reading its arrays; writes 0.2 GB to a temporary '
         'folder.',
     )  # fmt: skip
+    everything = add_command(
+        subjects,
+        'all',
+        'Every bench that needs no data of its own, one after the other; what cannot run here is '
+        'said.',
+        'feat_ros bench all --compare before.json --json after.json',
+    )
+    _add_compare(everything, run_all)
+    scaling = _add(
+        subjects, 'scaling', run_scaling, 5, 'runs of each part at each size',
+        'How extraction, matching and retrieval grow with keypoints, points of the map and images '
+        'of the database.',
+        'feat_ros bench scaling --plot scaling.png --json scaling.json',
+    )  # fmt: skip
+    scaling.add_argument('--plot', type=Path, metavar='FILE', help='draw the curves (PNG)')
     extract = _add(
         subjects, 'extract', run_extract, 30, 'times that each extractor is timed',
         "Extract on the CPU at 640x480: sfd2_lite beside XFeat's network alone, sfd2 beside eager "
@@ -62,11 +78,6 @@ def add_parser(commands: Any) -> None:
         subjects, 'cuda', run_cuda, 50, 'times that each is timed',
         'Extract with sfd2 on the GPU in half precision, beside eager float32 and what the GPU '
         'could do at best.',
-    )  # fmt: skip
-    _add(
-        subjects, 'all', run_all, 3, 'times that each is repeated',
-        'Run localize, match, pnp, retrieval, map-open and extract, one after the other.',
-        'feat_ros bench all --json today.json --compare yesterday.json',
     )  # fmt: skip
     features = _add(
         subjects, 'features', run_features, 10, 'times that each extractor is timed',
@@ -105,18 +116,33 @@ def add_parser(commands: Any) -> None:
 
 
 def _add(
-    subjects: Any, name: str, run: Any, repeat: int, repeated: str, summary: str, example: str = ''
+    subjects: Any, name: str, run: Run, repeat: int, repeated: str, summary: str, example: str = ''
 ) -> argparse.ArgumentParser:
     example = example or f'feat_ros bench {name} --json {name}.json'
     parser = add_command(subjects, name, summary, example)
     parser.add_argument(
         '--repeat', type=_count, default=repeat, metavar='N', help=f'{repeated}; default {repeat}'
     )
-    parser.add_argument(
-        '--compare', type=Path, metavar='FILE', help='figures that --json wrote before'
-    )
-    parser.set_defaults(run=_compared(run))
+    _add_compare(parser, run)
     return parser
+
+
+def _add_compare(parser: argparse.ArgumentParser, run: Run) -> None:
+    parser.add_argument(
+        '--compare', type=Path, metavar='FILE', help='also compare with what --json wrote before'
+    )
+    parser.set_defaults(run=partial(_run_compared, run))
+
+
+def _run_compared(run: Run, args: argparse.Namespace) -> dict[str, Any]:
+    """Run a bench, and compare it with an earlier report where one is named."""
+    from feat_ros.bench import compare_reports, read_report
+
+    earlier = None if args.compare is None else read_report(args.compare)
+    report = run(args)
+    if earlier is not None:
+        print('\n'.join(['', *compare_reports(report, earlier)]))
+    return report
 
 
 def _count(word: str) -> int:
@@ -178,6 +204,62 @@ def run_map_open(args: argparse.Namespace) -> dict[str, Any]:
     return _show(bench_map_open(args.repeat))
 
 
+def run_all(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything that needs no data; return the tables of all under one report."""
+    from feat_ros import bench
+    from feat_ros.bench import merge_reports
+
+    def extract() -> dict[str, Any]:
+        from feat_ros.extraction_bench import bench_extract
+
+        return bench_extract()
+
+    def cuda() -> dict[str, Any]:
+        from feat_ros.extraction_bench import bench_cuda
+
+        return bench_cuda()
+
+    def retrieval() -> dict[str, Any]:
+        from feat_ros.retrieval_bench import bench_retrieval
+
+        return bench_retrieval()
+
+    def scaling() -> dict[str, Any]:
+        from feat_ros.scaling_bench import bench_scaling
+
+        return bench_scaling()
+
+    benches: dict[str, Callable[[], dict[str, Any]]] = {
+        'extract': extract, 'cuda': cuda, 'localize': bench.bench_localize,
+        'match': bench.bench_match, 'pnp': bench.bench_pnp, 'retrieval': retrieval,
+        'map-open': bench.bench_map_open, 'scaling': scaling,
+    }  # fmt: skip
+    reports, left_out = {}, []
+    for name, run in benches.items():
+        print(f'---- {name}')
+        try:
+            reports[name] = _show(run())
+        except ModuleNotFoundError as error:
+            left_out.append(f'{name} is left out: Python package {error.name!r} is not installed')
+        except DataError as error:
+            left_out.append(f'{name} is left out: {error}')
+    print('\n'.join(left_out))
+    return merge_reports(reports, left_out)
+
+
+def run_scaling(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure how the parts of a frame grow."""
+    from feat_ros.scaling_bench import bench_scaling, plot_scaling
+
+    if args.plot is not None:
+        check_writable(args.plot)
+    report = _show(bench_scaling(args.repeat))
+    if args.plot is not None:
+        plot_scaling(args.plot, report['curves'])
+        print(f'picture: {args.plot}')
+    return report
+
+
 def run_extract(args: argparse.Namespace) -> dict[str, Any]:
     """Measure extraction on the CPU."""
     from feat_ros.extraction_bench import bench_extract
@@ -192,26 +274,8 @@ def run_cuda(args: argparse.Namespace) -> dict[str, Any]:
     return _show(bench_cuda(args.repeat))
 
 
-def run_all(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure all that needs no data."""
-    from feat_ros import bench
-    from feat_ros.extraction_bench import bench_extract
-    from feat_ros.retrieval_bench import bench_retrieval
-
-    return _show(bench.join_reports({
-        'localize': bench.bench_localize(args.repeat),
-        'match': bench.bench_match(args.repeat),
-        'pnp': bench.bench_pnp(args.repeat),
-        'retrieval': bench_retrieval(args.repeat),
-        'map-open': bench.bench_map_open(args.repeat),
-        'extract': bench_extract(10 * args.repeat),
-    }))  # fmt: skip
-
-
 def run_features(args: argparse.Namespace) -> dict[str, Any]:
     """Compare extractors."""
-    from functools import partial
-
     from feat_ros.feature_bench.comparison import (
         compare_features,
         FeatureData,
@@ -230,32 +294,6 @@ def run_features(args: argparse.Namespace) -> dict[str, Any]:
     if args.plot is not None:
         plot_comparison(args.plot, report['curves'])
         print(f'picture: {args.plot}')
-    return report
-
-
-def _compared(run: Callable[[argparse.Namespace], dict[str, Any]]) -> Any:
-    """Return a command that also says how its figures differ from those of --compare."""
-
-    @wraps(run)
-    def run_and_compare(args: argparse.Namespace) -> dict[str, Any]:
-        from feat_ros.bench import compare_reports
-
-        before = None if args.compare is None else _read_report(args.compare)
-        report = run(args)
-        if before is not None:
-            print('', *compare_reports(report, before), sep='\n')
-        return report
-
-    return run_and_compare
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError):
-        report = None
-    if not isinstance(report, dict) or not isinstance(report.get('tables'), dict):
-        raise DataError(f'{path} does not hold the figures of a bench: --json writes some')
     return report
 
 
