@@ -91,7 +91,8 @@ def export_network(
             exported_network.use_half()
         model = _to_onnx(exported_network, multiple, size_wh)
         if precision == 'int8':
-            model = _quantize(model, _inputs(photographs, multiple, size_wh), Path(folder))
+            inputs = _inputs(photographs, multiple, size_wh)
+            model = _quantize(model, weights.network, inputs, Path(folder))
             photographs = {
                 f'{name}, mirrored': np.ascontiguousarray(each[:, ::-1])
                 for name, each in photographs.items()
@@ -155,7 +156,7 @@ class _Calibration:
 
 
 def _quantize(
-    model: Any, inputs: Mapping[str, tuple[Image, tuple[int, int]]], folder: Path
+    model: Any, network: str, inputs: Mapping[str, tuple[Image, tuple[int, int]]], folder: Path
 ) -> Any:
     """Return a model whose learned convolutions, but the first, compute in 8 bits."""
     from onnxruntime import quantization
@@ -166,6 +167,8 @@ def _quantize(
         for node in model.graph.node
         if node.op_type == 'Conv' and min(constants.get(node.input[1], (0, 0))[:2]) > _FEW_CHANNELS
     ]
+    if not learned:
+        raise NetworkError(f'network {network!r} has no convolution that 8 bits would help')
     source, target = folder / 'float.onnx', folder / 'int8.onnx'
     onnx.save_model(model, str(source))
     with quiet_exporter():
