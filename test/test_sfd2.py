@@ -212,7 +212,7 @@ def test_adapted_tones_forget_how_much_light_there_was(network: Any) -> None:
     for each in (adapted, network):
         dim, bright = (each.planes(factor * image, valid) for factor in (1, 2))
         gaps[each.tones] = float((dim - bright).abs().mean() / dim.std())
-    assert gaps['adapted'] < 0.05 < 0.5 < gaps['imagenet']
+    assert gaps['adapted'] < 0.1 < 0.5 < gaps['imagenet']
     assert adapted.options == {'stability_exponent': 0.0, 'tones': 'adapted'}
 
 
