@@ -40,6 +40,8 @@ _NEW_ATTRIBUTES = {
     'Resize': ('antialias', 'axes', 'keep_aspect_ratio_policy'),
     'Split': ('num_outputs',),
 }
+# Filters of the scale space, and those of the first layer, have no more.
+_FEW_CHANNELS = 16
 # Channels that ONNX Runtime keeps together.
 _GROUP_CHANNELS = 16
 # Constants of so many numbers are worth a node of their own.
@@ -63,7 +65,9 @@ def export_network(
     :param size_wh: the only size of its input, as TensorRT wants it; None for any.
     :param shared_data: name of a file beside it for the large arrays, which exports of the same
         weights for other numbers of keypoints have in common; empty for one file.
-    :param precision: ``fp16`` computes the dense part in half precision, by casts in the graph.
+    :param precision: ``fp16`` computes the dense part in half precision, by casts in the graph;
+        ``int8`` its convolutions in whole numbers, calibrated on the photographs and checked on
+        them mirrored.
     :raises NetworkError: they do not agree, a size that is no multiple of the network's, or a
         file that cannot be written; nothing is left then.
     """
@@ -73,6 +77,8 @@ def export_network(
         raise NetworkError('there are no photographs to check the export on: name some')
     if out.suffix != '.onnx':
         raise NetworkError(f'{out} must end in .onnx')
+    if precision == 'int8' and shared_data:
+        raise NetworkError('an export in int8 has weights of its own: leave out the shared data')
     if size_wh is not None and any(side % multiple for side in size_wh):
         raise NetworkError(
             f'size {size_wh[0]}x{size_wh[1]} does not fit {weights.network!r}: width and height '
@@ -84,6 +90,13 @@ def export_network(
         if precision == 'fp16':
             exported_network.use_half()
         model = _to_onnx(exported_network, multiple, size_wh)
+        if precision == 'int8':
+            inputs = _inputs(photographs, multiple, size_wh)
+            model = _quantize(model, weights.network, inputs, Path(folder))
+            photographs = {
+                f'{name}, mirrored': np.ascontiguousarray(each[:, ::-1])
+                for name, each in photographs.items()
+            }
         faults = [] if size_wh is None else tensorrt_faults(model)
         if shared_data:
             for tensor in model.graph.initializer:
@@ -119,16 +132,63 @@ def export_network(
     return manifest
 
 
+def _inputs(
+    photographs: Mapping[str, Image], multiple: int, size_wh: tuple[int, int] | None
+) -> dict[str, tuple[Image, tuple[int, int]]]:
+    largest = _PARITY_SIZE if size_wh is None else _LARGEST
+    return {
+        name: network_input(photograph, largest, multiple, size_wh)
+        for name, photograph in photographs.items()
+    }
+
+
+class _Calibration:
+    """Hands the quantizer one input after the other, as its CalibrationDataReader does."""
+
+    def __init__(self, inputs: Mapping[str, tuple[Image, tuple[int, int]]]) -> None:
+        self._waiting = list(inputs.values())
+
+    def get_next(self) -> dict[str, Any] | None:
+        if not self._waiting:
+            return None
+        image, valid_wh = self._waiting.pop(0)
+        return dict(zip(INPUTS, (image[None], np.array(valid_wh, np.int32)), strict=True))
+
+
+def _quantize(
+    model: Any, network: str, inputs: Mapping[str, tuple[Image, tuple[int, int]]], folder: Path
+) -> Any:
+    """Return a model whose learned convolutions, but the first, compute in 8 bits."""
+    from onnxruntime import quantization
+
+    constants = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    learned = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == 'Conv' and min(constants.get(node.input[1], (0, 0))[:2]) > _FEW_CHANNELS
+    ]
+    if not learned:
+        raise NetworkError(f'network {network!r} has no convolution that 8 bits would help')
+    source, target = folder / 'float.onnx', folder / 'int8.onnx'
+    onnx.save_model(model, str(source))
+    with quiet_exporter():
+        quantization.quantize_static(
+            source, target, _Calibration(inputs),
+            quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=learned, op_types_to_quantize=['Conv'],
+        )  # fmt: skip
+    quantized = onnx.load(str(target))
+    source.unlink()
+    target.unlink()
+    return quantized
+
+
 def _check_parity(
     network: Any, exported: OnnxRuntime, photographs: Mapping[str, Image], precision: str
 ) -> dict[str, Any]:
-    inputs = {
-        name: network_input(
-            photograph, _PARITY_SIZE if exported.size_wh is None else _LARGEST,
-            exported.size_multiple, exported.size_wh,
-        )
-        for name, photograph in photographs.items()
-    }  # fmt: skip
+    inputs = _inputs(photographs, exported.size_multiple, exported.size_wh)
 
     def reference(image: Image, valid_wh: tuple[int, int]) -> NetworkOutput:
         with torch.inference_mode():

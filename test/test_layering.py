@@ -47,7 +47,7 @@ ONLY_IN = {
         'extraction_bench',
     ),
     'onnx': ('export', 'tensorrt_operators'),
-    'onnxruntime': ('runtimes', 'extraction_bench'),
+    'onnxruntime': ('runtimes', 'export', 'extraction_bench'),
     'tensorrt': ('runtimes',),
     'pycolmap': (
         'map_builder',

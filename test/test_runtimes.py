@@ -40,7 +40,12 @@ from torch import nn, Tensor  # noqa: E402
 from feat_ros import runtimes  # noqa: E402
 from feat_ros.export import export_network, halve_constants  # noqa: E402
 from feat_ros.models import weights as store  # noqa: E402
-from feat_ros.models.keypoints import clear_rows, split_places, strongest  # noqa: E402
+from feat_ros.models.keypoints import (  # noqa: E402
+    clear_rows,
+    split_places,
+    strongest,
+    take_pixels,
+)
 from feat_ros.models.weights import (  # noqa: E402
     build_network,
     get_network,
@@ -573,3 +578,52 @@ def test_half_precision_is_near(exported: Path, tmp_path: Path) -> None:
     parity = compare_outputs(by_torch(image, (96, 64)), by_onnx(image, (96, 64)), 0.05)
     assert parity.near >= 0.95
     assert parity.cosine >= 0.999
+
+
+class Described(Tiny):
+    """As Tiny, with descriptors of 32 numbers by two convolutions more."""
+
+    descriptor_dim = 32
+
+    def __init__(self, max_keypoints: int) -> None:
+        super().__init__(max_keypoints)
+        self.options = {}
+        self.wide = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1))
+
+    def forward(self, image: Tensor, valid_wh: Tensor) -> tuple[Tensor, ...]:
+        keypoints, scores, _, stability, num = super().forward(image, valid_wh)
+        maps = self.wide(image.float().permute(0, 3, 1, 2) / 255 - 0.5)
+        column, row = (keypoints - 0.5).clamp(min=0).long().unbind(1)
+        rows = nn.functional.normalize(take_pixels(maps, column, row), dim=1)
+        return keypoints, scores, clear_rows(num, rows), stability, num
+
+
+def test_whole_numbers_are_near(
+    tmp_path: Path, tiny: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is exported in 8 bits is checked on pictures that it was not calibrated on."""
+    monkeypatch.setattr(store, 'NETWORKS', {**store.NETWORKS, 'described': Described})
+    torch.manual_seed(0)
+    weights = weights_of(Described(9), 'described')
+    photographs = {'noise': picture(32, 24), 'more': picture(32, 24, seed=1)}
+    out = tmp_path / 'int8.onnx'
+    with pytest.raises(NetworkError, match='has weights of its own'):
+        export_network(out, weights, 9, photographs, (32, 24), 'shared.data', 'int8')
+    with pytest.raises(NetworkError, match="'tiny' has no convolution that 8 bits would help"):
+        export_network(out, tiny, 5, photographs, (32, 24), precision='int8')
+    manifest = export_network(out, weights, 9, photographs, (32, 24), precision='int8')
+    assert (manifest.precision, list(manifest.parity)) == (
+        'int8', ['noise, mirrored', 'more, mirrored'],
+    )  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['int8.json', 'int8.onnx']
+    model = onnx.load(out)
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    made = [node for node in model.graph.node if node.op_type == 'DequantizeLinear']
+    assert sum(types.get(node.input[0]) == onnx.TensorProto.INT8 for node in made) == 1
+    image = picture(32, 24, seed=7)
+    found = open_network('described', 9, 'onnx', str(out))(image, (32, 24))
+    with torch.inference_mode():
+        arrays = build_network(weights, 9)(torch.from_numpy(image)[None], torch.tensor([32, 24]))
+    parity = compare_outputs(output_from_arrays([each.numpy() for each in arrays]), found)
+    assert parity.near == 1
+    assert 0.999 < parity.cosine < 0.9999999

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from feat_ros.errors import NetworkError
 from feat_ros.image import Image
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
@@ -199,3 +200,22 @@ def test_fewer_rows_are_the_strongest_of_many(network: Any) -> None:
     assert few_found[-1] == 7
     for many, kept in zip(many_found[:-1], few_found[:-1], strict=True):
         assert_array_equal(many[:7], kept)
+
+
+def test_adapted_tones_forget_how_much_light_there_was(network: Any) -> None:
+    """A factor on the light changes what ImageNet's tones show, and next to nothing here."""
+    adapted = Sfd2(200, tones='adapted').eval()
+    adapted.load_state_dict(network.state_dict(), strict=True)
+    image = torch.from_numpy(picture(96, 64) // 2)[None]
+    valid = torch.tensor([[96, 64]], dtype=torch.int32)
+    gaps = {}
+    for each in (adapted, network):
+        dim, bright = (each.planes(factor * image, valid) for factor in (1, 2))
+        gaps[each.tones] = float((dim - bright).abs().mean() / dim.std())
+    assert gaps['adapted'] < 0.1 < 0.5 < gaps['imagenet']
+    assert adapted.options == {'stability_exponent': 0.0, 'tones': 'adapted'}
+
+
+def test_unknown_tones() -> None:
+    with pytest.raises(NetworkError, match="unknown tones 'sepia'; choose one of: imagenet, adap"):
+        Sfd2(10, tones='sepia')

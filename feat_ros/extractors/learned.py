@@ -12,7 +12,7 @@ import numpy as np
 from feat_ros.config import Config, option
 from feat_ros.image import check_image, Image
 from feat_ros.runtimes import open_network, RUNTIMES
-from feat_ros.runtimes.contract import padded_size, PRECISIONS, PROVIDERS, RuntimeOptions
+from feat_ros.runtimes.contract import padded_size, PROVIDERS, RuntimeOptions
 from feat_ros.types import Features
 
 
@@ -33,7 +33,9 @@ class LearnedConfig(Config):
         'own where empty',
     )
     precision: str = option(
-        'fp32', 'of the dense part where torch runs it; a file has its own', choices=PRECISIONS
+        'fp32',
+        'of the dense part where torch runs it; a file has its own',
+        choices=('fp32', 'fp16'),
     )
     provider: str = option(
         'auto', 'what of ONNX Runtime or torch computes; auto for a GPU', choices=PROVIDERS

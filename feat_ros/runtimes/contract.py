@@ -19,7 +19,7 @@ from feat_ros.errors import ConfigError, NetworkError
 from feat_ros.image import Image
 from feat_ros.types import Float32
 
-PRECISIONS = ('fp32', 'fp16')
+PRECISIONS = ('fp32', 'fp16', 'int8')
 PROVIDERS = ('auto', 'cpu', 'cuda', 'tensorrt')
 
 

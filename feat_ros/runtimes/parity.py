@@ -15,9 +15,9 @@ from feat_ros.runtimes.contract import NetworkOutput
 
 # A keypoint is the same within this many pixels, by precision; how many must be, and how alike
 # descriptors are. In half precision the flattest peaks of a heat map move by more than 0.01 px.
-NEAR_PX: Mapping[str, float] = {'fp32': 0.01, 'fp16': 0.05}
+NEAR_PX: Mapping[str, float] = {'fp32': 0.01, 'fp16': 0.05, 'int8': 0.05}
 MIN_NEAR = 0.995
-MIN_COSINE: Mapping[str, float] = {'fp32': 0.9999, 'fp16': 0.999}
+MIN_COSINE: Mapping[str, float] = {'fp32': 0.9999, 'fp16': 0.999, 'int8': 0.999}
 
 Run = Callable[[Image, tuple[int, int]], NetworkOutput]
 
