@@ -45,7 +45,7 @@ def bench_extract(repeat: int = 30, threads: int = 2, keypoints: int = 1024) -> 
     tables, checks = {}, []
 
     lite = create_extractor('sfd2_lite', runtime='onnx', **options)
-    xfeat = _xfeat_session(threads)
+    xfeat = xfeat_session(threads)
     runs: dict[str, Callable[[Image], Any]] = {
         OURS: lite,
         XFEAT: lambda image: xfeat.run(
@@ -89,7 +89,7 @@ def _twice(run: Callable[[Image], Any]) -> Callable[[Image], float]:
     return timed
 
 
-def _xfeat_session(threads: int) -> Any:
+def xfeat_session(threads: int) -> Any:
     planes = torch.zeros(1, 3, _SIZE_WH[1], _SIZE_WH[0])
     torch.manual_seed(0)
     with quiet_exporter(), torch.inference_mode():

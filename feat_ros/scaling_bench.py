@@ -87,11 +87,17 @@ def _by_keypoints(sizes: Sequence[int], repeat: int) -> dict[str, list[float]]:
     query, reference = descriptor_sets(max(sizes), _MATCHED_POINTS)
     extract, match = 'extract (sfd2_lite, 640x480)', f'match with {_MATCHED_POINTS} points'
     curve: dict[str, list[float]] = {'sizes': list(sizes), extract: [], match: []}
-    for size in sizes:
-        extractor = create_extractor('sfd2_lite', max_keypoints=size)
-        curve[extract].append(_median_ms(extractor, pictures, repeat))
-        matched = partial(mutual_nearest, reference=reference)
-        curve[match].append(_median_ms(matched, [query[:size]], repeat))
+    # Sizes take turns, so that a machine that slows down slows all of them.
+    extracted = take_turns(
+        {str(k): create_extractor('sfd2_lite', max_keypoints=k) for k in sizes},
+        [pictures[k % len(pictures)] for k in range(repeat)],
+    )
+    matched = take_turns(
+        {str(k): partial(mutual_nearest, query[:k]) for k in sizes}, [reference] * repeat
+    )
+    for size in map(str, sizes):
+        curve[extract].append(float(np.median(extracted[size].ms)))
+        curve[match].append(float(np.median(matched[size].ms)))
     return curve
 
 

@@ -18,6 +18,7 @@ from torch import nn, Tensor  # noqa: E402
 from feat_ros import extraction_bench  # noqa: E402
 from feat_ros.errors import DataError  # noqa: E402
 from feat_ros.feature_bench.xfeat import XFeat  # noqa: E402
+from feat_ros.frame_bench import bench_frame  # noqa: E402
 
 
 class TwoConvolutions(nn.Module):  # type: ignore[misc]
@@ -54,7 +55,7 @@ def test_contenders_take_turns_on_warm_threads() -> None:
 
 
 def test_xfeat_is_the_same_by_onnx_runtime() -> None:
-    session = extraction_bench._xfeat_session(1)
+    session = extraction_bench.xfeat_session(1)
     torch.manual_seed(0)
     network = XFeat().eval()
     planes = torch.rand(1, 3, 480, 640)
@@ -69,3 +70,17 @@ def test_without_a_gpu_it_says_so() -> None:
         pytest.skip('there is a GPU')
     with pytest.raises(DataError, match='needs a GPU'):
         extraction_bench.bench_cuda()
+
+
+def test_a_frame_is_measured_from_the_picture_to_the_pose() -> None:
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    report = bench_frame(3, 1, num_images=20, keypoints=500, num_points=700)
+    (rows,) = report['tables'].values()
+    ours, prior, xfeat = rows
+    assert (ours['name'], xfeat['name']) == ('feat_ros', extraction_bench.XFEAT)
+    for row in (ours, prior):
+        assert row['localized_%'] > 30
+        assert min(row[stage] for stage in ('extract', 'retrieve', 'match')) > 0
+    assert [each['value'] for each in report['checks']] == pytest.approx(
+        [row['median_ms'] / xfeat['median_ms'] for row in (ours, prior)]
+    )

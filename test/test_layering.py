@@ -24,8 +24,8 @@ LEVELS = {
     4: 'localizer',
     5: 'map_builder build_folder bag_images reconstruction triangulation pose_noise alignment '
     'colmap_files export tensorrt_operators trajectory bags evaluation report town plots server',
-    6: 'replay bench feature_bench retrieval_bench extraction_bench scaling_bench training '
-    'conversions intake monitor driver dds',
+    6: 'replay bench feature_bench retrieval_bench extraction_bench scaling_bench frame_bench '
+    'training conversions intake monitor driver dds',
     7: 'cli nodes',
     8: '__main__',
 }

@@ -59,6 +59,14 @@ def add_parser(commands: Any) -> None:
         'feat_ros bench all --compare before.json --json after.json',
     )
     _add_compare(everything, run_all)
+    frame = _add(
+        subjects, 'frame', run_frame, 20, 'queries',
+        "A whole frame, from the picture to the pose, among a thousand images, beside XFeat's "
+        'network alone; making the map takes a minute or two.',
+    )  # fmt: skip
+    frame.add_argument(
+        '--threads', type=_count, default=2, metavar='N', help='of the networks; default 2'
+    )
     scaling = _add(
         subjects, 'scaling', run_scaling, 5, 'runs of each part at each size',
         'How extraction, matching and retrieval grow with keypoints, points of the map and images '
@@ -245,6 +253,13 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
             left_out.append(f'{name} is left out: {error}')
     print('\n'.join(left_out))
     return merge_reports(reports, left_out)
+
+
+def run_frame(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure a whole frame."""
+    from feat_ros.frame_bench import bench_frame
+
+    return _show(bench_frame(args.repeat, args.threads))
 
 
 def run_scaling(args: argparse.Namespace) -> dict[str, Any]:

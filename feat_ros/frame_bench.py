@@ -1,0 +1,134 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""A whole frame, from the picture to the pose, among a thousand images of a map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from feat_ros.bench import (
+    check,
+    histograms,
+    OURS,
+    Query,
+    Scene,
+    synthetic_scene,
+    table_rows,
+    take_turns,
+    views,
+)
+from feat_ros.extraction_bench import XFEAT, xfeat_session
+from feat_ros.extractors import create_extractor
+from feat_ros.image import Image
+from feat_ros.localizer import Localizer, LocalizerConfig
+from feat_ros.retrieval.asmk import AsmkIndex, default_num_words, RETRIEVAL_FEATURES
+from feat_ros.town.pictures import street_pictures
+from feat_ros.types import Features, JsonDict, LocalizationResult, PoseEstimate, PosePrior
+
+Ids = npt.NDArray[np.int64]
+
+PRIOR = 'feat_ros, with a prior'
+_MOST_GLOBAL, _MOST_PRIOR = 6.0, 3.5
+# Images of the map that see what the query sees.
+_SAME_PLACE = 10
+_STAGES = ('extract', 'retrieve', 'match', 'pnp')
+
+
+class _Camera:
+    """Extracts from a picture of a street, and says that a made-up query was seen there.
+
+    The network takes as long as on any picture; the features that go on fit the map.
+    """
+
+    name, weights_sha256 = 'sift', ''
+
+    def __init__(self, keypoints: int, threads: int) -> None:
+        self._extractor = create_extractor(
+            'sfd2_lite', runtime='onnx', provider='cpu', max_keypoints=keypoints, threads=threads
+        )
+        self.config = self._extractor.config
+        self.descriptor_dim = self._extractor.descriptor_dim
+        self.sees: Features | None = None
+
+    def __call__(self, image_rgb: Image) -> Features:
+        found = self._extractor(image_rgb)
+        return found if self.sees is None else self.sees
+
+
+def bench_frame(
+    repeat: int = 20,
+    threads: int = 2,
+    num_images: int = 1000,
+    keypoints: int = 1024,
+    num_points: int = 3500,
+) -> JsonDict:
+    """Localize pictures in a map of many images, globally and with a prior.
+
+    Extraction is of sfd2_lite on a picture of a street; map and features are those of
+    :func:`feat_ros.bench.synthetic_scene`, ten images of one corner. The other images, which have
+    nothing in common with it, are in the index only.
+
+    :param repeat: how many queries.
+    """
+    cv2.setNumThreads(threads)
+    camera = _Camera(keypoints, threads)
+    pictures = list(street_pictures().values())
+    xfeat = xfeat_session(threads)
+    planes = {'planes': pictures[0].transpose(2, 0, 1)[None].astype(np.float32)}
+    with TemporaryDirectory() as folder:
+        scene = synthetic_scene(
+            Path(folder), num_images=_SAME_PLACE, num_queries=repeat, keypoints=keypoints,
+            num_points=num_points,
+        )  # fmt: skip
+        index = _index(scene, num_images - _SAME_PLACE, keypoints)
+        wanted = LocalizerConfig().retrieved_images
+
+        def retrieve(features: Features) -> Ids:
+            found, _ = index.search(features.descriptors[:RETRIEVAL_FEATURES], wanted)
+            return found[found < _SAME_PLACE]
+
+        localizer = Localizer(scene.map, camera, retrieve)
+
+        def localize(query: Query, prior: PosePrior | None) -> LocalizationResult:
+            camera.sees = query.features
+            return localizer.localize(pictures[0], query.camera, prior)
+
+        contenders: dict[str, Callable[[Query], Any]] = {
+            OURS: lambda query: localize(query, None),
+            PRIOR: lambda query: localize(query, PosePrior(query.cam_from_map)),
+            XFEAT: lambda query: xfeat.run(None, planes),
+        }
+        runs = take_turns(contenders, scene.queries)
+    rows = table_rows({name: taken.ms for name, taken in runs.items()}, {}, {})
+    by_name = {row['name']: row for row in rows}
+    checks = []
+    for name, most in ((OURS, _MOST_GLOBAL), (PRIOR, _MOST_PRIOR)):
+        results = runs[name].results
+        by_name[name] |= {
+            stage: float(np.median([result.ms.get(stage, 0.0) for result in results]))
+            for stage in _STAGES
+        }
+        found = np.mean([isinstance(result, PoseEstimate) for result in results])
+        by_name[name]['localized_%'] = 100 * float(found)
+        ratio = by_name[name]['median_ms'] / by_name[XFEAT]['median_ms']
+        what = f'"{name}", times XFeat\'s network'
+        checks.append(check(what, ratio, f'at most {most:g}', ratio <= most))
+    title = f'a frame, {keypoints} keypoints, 640x480, {num_images} images, {threads} threads'
+    return {'threads': {'network': threads}, 'tables': {title: rows}, 'checks': checks}
+
+
+def _index(scene: Scene, num_others: int, keypoints: int) -> AsmkIndex:
+    rng = np.random.default_rng(0)
+    count = min(keypoints, RETRIEVAL_FEATURES)
+    strongest = [image.descriptors[:count] for image in scene.images]
+    strongest += [views(rng, histograms(rng, count)) for _ in range(num_others)]
+    rows = np.concatenate(strongest)
+    words = rows[rng.choice(len(rows), default_num_words(len(rows)), replace=False)]
+    return AsmkIndex.build(words, strongest)
