@@ -21,7 +21,7 @@ if shutil.which('colcon') is None:
     pytest.skip('colcon is not installed', allow_module_level=True)
 
 from conftest import CAMERA, Scene, walk
-from test_replay import IMAGES, INFO, ODOMETRY, write_recording
+from test_replay import IMAGES, INFO, ODOMETRY, TRUTH, write_recording
 
 from feat_ros.sfm_map import SfmMap
 
@@ -110,6 +110,16 @@ def test_map_of_a_bag(workspace: Workspace, recording: Path, tmp_path: Path) -> 
     words = ['ros2', 'launch', 'feat_ros', 'map.launch.py']
     code, said = workspace.run(*words)
     assert code != 0 and 'bag is not named: add bag:=...' in said, said
+    script = workspace.folder / 'install' / 'feat_ros' / 'lib' / 'feat_ros' / 'feat_ros'
+    python = script.read_text().splitlines()[0].removeprefix('#!').split()
+    if workspace.run(*python, '-c', 'import pycolmap, rosbags')[0]:
+        pytest.skip("ROS's Python has no pycolmap or rosbags: no map can be built with it")
+    code, said = workspace.run(
+        *words, f'bag:={recording}', f'image:={IMAGES}', f'camera_info:={INFO}',
+        f'poses:={TRUTH}', f'out:={tmp_path / "map"}', 'extractor:=sift',
+    )  # fmt: skip
+    assert code == 0, said
+    assert SfmMap(tmp_path / 'map').num_images > 2
 
 
 def test_arguments(workspace: Workspace) -> None:

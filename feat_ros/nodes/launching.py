@@ -200,9 +200,7 @@ def map_actions(values: Mapping[str, str]) -> list[Any]:
     }  # fmt: skip
     for name, word in options.items():
         command += [word, values[name]] if values[name] else []
-    return [
-        Node(package='feat_ros', executable=command[0], arguments=command[1:], output='screen')
-    ]
+    return [ExecuteProcess(cmd=command, output='screen')]
 
 
 def _node(name: str, values: Mapping[str, str], parameters: dict[str, Any]) -> Any:

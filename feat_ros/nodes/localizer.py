@@ -129,11 +129,12 @@ class LocalizerNode(Shell):
         driver.start()
         # What an image needs is subscribed to before the image.
         self._kinds = {}
-        for topic, is_static in (('/tf_static', True), ('/tf', False)):
-            qos = latched_qos(100) if is_static else sensor_qos(100)
-            self._subscribe(
-                topic, _TRANSFORMS, partial(driver.transforms, is_static=is_static), qos
-            )
+        take = partial(driver.transforms, is_static=True)
+        # Bags that do not say how it was published are played without the promise of latched.
+        for qos in (latched_qos(100), sensor_qos(100)):
+            self._subscribe('/tf_static', _TRANSFORMS, take, qos)
+        take = partial(driver.transforms, is_static=False)
+        self._subscribe('/tf', _TRANSFORMS, take, sensor_qos(100))
         self._subscribe('/initialpose', _POSE, driver.initial_pose, QoSProfile(depth=1))
         options = self.options
         if options.odometry_topic:

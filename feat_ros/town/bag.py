@@ -71,6 +71,14 @@ def write_drive_bag(
     if folder.exists():
         raise DataError(f'folder {folder} exists: choose another name or remove it first')
     try:
+        from rosbags.interfaces import (
+            Qos,
+            QosDurability,
+            QosHistory,
+            QosLiveliness,
+            QosReliability,
+            QosTime,
+        )
         from rosbags.rosbag2 import Writer
     except ImportError:
         raise BagError(
@@ -82,11 +90,19 @@ def write_drive_bag(
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        # As tf2 publishes what does not change; who plays the bag does it likewise.
+        latched = Qos(
+            QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL,
+            QosTime(0, 0), QosTime(0, 0), QosLiveliness.AUTOMATIC, QosTime(0, 0), False,
+        )  # fmt: skip
         with Writer(partial / folder.name, version=9) as writer:
             connections = {
-                topic: writer.add_connection(topic, kind, typestore=messages.store)
+                topic: writer.add_connection(
+                    topic, kind, typestore=messages.store,
+                    offered_qos_profiles=[latched] if topic == '/tf_static' else [],
+                )
                 for topic, kind in messages.topics.items()
-            }
+            }  # fmt: skip
             for stamp_ns, topic, message in _record(messages, scene, camera, progress):
                 data = messages.store.serialize_cdr(message, messages.topics[topic])
                 writer.write(connections[topic], stamp_ns, data)
