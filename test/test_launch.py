@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,6 +20,7 @@ if shutil.which('colcon') is None:
     pytest.skip('colcon is not installed', allow_module_level=True)
 
 from conftest import CAMERA, Scene, walk
+from test_dds import free_domain
 from test_replay import IMAGES, INFO, ODOMETRY, TRUTH, write_recording
 
 from feat_ros.sfm_map import SfmMap
@@ -65,7 +65,7 @@ class Workspace:
             timeout=PATIENCE_S,
             env={
                 **environment, 'PATH': ':'.join(path), 'OMP_NUM_THREADS': '1',
-                'ROS_DOMAIN_ID': str(random.SystemRandom().randrange(1, 101)),
+                'ROS_DOMAIN_ID': str(free_domain()),
                 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', **extra,
             },
         )  # fmt: skip
