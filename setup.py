@@ -11,7 +11,8 @@ NAME = 'feat_ros'
 
 # Executables for ros2 run; where there is no ROS they would only be in the way.
 NODES = ('localizer', 'extractor', 'recorder') if 'AMENT_PREFIX_PATH' in os.environ else ()
-MAP = ['pycolmap>=4,<5', 'scipy', 'matplotlib', 'tqdm', 'rosbags>=0.11.6']
+# With what runs the default extractor.
+MAP = ['pycolmap>=4,<5', 'scipy', 'matplotlib', 'tqdm', 'rosbags>=0.11.6', 'onnxruntime']
 # What torch exports with, and ONNX Runtime to check it.
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 TEST = ['pytest', 'pytest-cov']
