@@ -174,6 +174,28 @@ class Camera:
         self._robot.send(IMAGES, IMAGE, values | changes)
         time.sleep(0.05)
 
+    def drive(self) -> None:
+        """Publish odometry of a robot that stands still, then the next picture."""
+        odometry = {
+            'header': header(self.stamp_ns + SECOND // 10, 'odom'),
+            'child_frame_id': 'base_link',
+            'pose': {'pose': {'orientation': {'w': 1.0}}},
+        }
+        self._robot.send(ODOMETRY, 'nav_msgs/msg/Odometry', odometry)
+        self.shoot()
+
+
+def mount(robot: Robot, parent: str, child: str, pose: Rigid3d) -> None:
+    """Publish a static transform."""
+    translation = dict(zip('xyz', pose.translation.tolist(), strict=True))
+    rotation = dict(zip('xyzw', pose.quat_xyzw.tolist(), strict=True))
+    values = {
+        'header': header(SECOND, parent),
+        'child_frame_id': child,
+        'transform': {'translation': translation, 'rotation': rotation},
+    }
+    robot.send('/tf_static', TF, {'transforms': [values]}, latched=True)
+
 
 def assert_near_one(message: Any, truth: list[Rigid3d]) -> None:
     """The pose of a message is within 5 cm of one of several."""
@@ -456,35 +478,20 @@ def test_odometry_and_transforms(localizer: Localizer, scene: Scene) -> None:
     with living(localizer, odometry_topic=ODOMETRY, tf='odom') as live:
         robot = live.robot
         camera = Camera(robot, scene)
-
-        def drive() -> None:
-            odometry = {'header': header(camera.stamp_ns + SECOND // 10, 'odom'),
-                        'child_frame_id': 'base_link',
-                        'pose': {'pose': {'orientation': {'w': 1.0}}}}  # fmt: skip
-            robot.send(ODOMETRY, 'nav_msgs/msg/Odometry', odometry)
-            camera.shoot()
-
-        def mount(parent: str, child: str, pose: Rigid3d) -> None:
-            translation = dict(zip('xyz', pose.translation.tolist(), strict=True))
-            rotation = dict(zip('xyzw', pose.quat_xyzw.tolist(), strict=True))
-            values = {'header': header(SECOND, parent), 'child_frame_id': child,
-                      'transform': {'translation': translation, 'rotation': rotation}}  # fmt: skip
-            robot.send('/tf_static', TF, {'transforms': [values]}, latched=True)
-
         send_info(robot)
         robot.until_said('NO_ODOMETRY', camera.shoot)
-        robot.until_said("NO_TRANSFORM: unknown frame 'cam'", drive)
+        robot.until_said("NO_TRANSFORM: unknown frame 'cam'", camera.drive)
         assert not robot.poses and not robot.transforms
-        mount('base_link', 'cam', CAM_FROM_BASE.inverse())
-        robot.until(lambda: robot.poses and robot.transforms, drive)
+        mount(robot, 'base_link', 'cam', CAM_FROM_BASE.inverse())
+        robot.until(lambda: robot.poses and robot.transforms, camera.drive)
         assert_near_one(robot.poses[0], [pose.inverse() @ CAM_FROM_BASE for pose in camera.poses])
         transform = robot.transforms[0]
         assert (transform.header.frame_id, transform.child_frame_id) == ('map', 'odom')
 
-        mount('earth', 'odom', Rigid3d())
-        robot.until_said('odom has parent earth from elsewhere: map -> odom is not', drive)
+        mount(robot, 'earth', 'odom', Rigid3d())
+        robot.until_said('odom has parent earth from elsewhere: map -> odom is not', camera.drive)
         count = len(robot.transforms)
-        robot.until_said('odom has parent earth', drive)
+        robot.until_said('odom has parent earth', camera.drive)
         assert len(robot.transforms) == count
 
 

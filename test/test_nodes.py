@@ -36,13 +36,13 @@ from test_dds import (  # noqa: E402
     domain,
     IMAGE,
     localizer,
+    mount,
     PATIENCE_S,
     recording,
     Robot,
     ROOT,
     SECOND,
     send_info,
-    TF,
 )
 from test_replay import CAM_FROM_BASE, IMAGES, INFO, ODOMETRY, rows_of, source  # noqa: E402
 
@@ -264,50 +264,33 @@ def test_what_goes_wrong(localizer: Localizer, scene: Scene, tmp_path: Path) -> 
 
 def test_odometry_and_transforms(localizer: Localizer, scene: Scene) -> None:
     """TF that comes late, map -> odom, a second parent, a robot that was carried away."""
-    from feat_ros.conversions import header as ros_header
-
     options = {'odometry_topic': ODOMETRY, 'tf': 'odom', 'depth': 5, **TOPICS}
     with Graph() as graph, running('localizer', map=localizer.map.path, **options):
         robot = Robot(graph)
         camera = Camera(robot, scene)
-
-        def drive() -> None:
-            odometry = {'header': ros_header(camera.stamp_ns + SECOND // 10, 'odom'),
-                        'child_frame_id': 'base_link',
-                        'pose': {'pose': {'orientation': {'w': 1.0}}}}  # fmt: skip
-            robot.send(ODOMETRY, 'nav_msgs/msg/Odometry', odometry)
-            camera.shoot()
-
-        def mount(parent: str, child: str, pose: Rigid3d) -> None:
-            translation = dict(zip('xyz', pose.translation.tolist(), strict=True))
-            rotation = dict(zip('xyzw', pose.quat_xyzw.tolist(), strict=True))
-            values = {'header': header(SECOND, parent), 'child_frame_id': child,
-                      'transform': {'translation': translation, 'rotation': rotation}}  # fmt: skip
-            robot.send('/tf_static', TF, {'transforms': [values]}, latched=True)
-
         send_info(robot)
         late_s = time.monotonic() + 5.0
-        robot.until_said("NO_TRANSFORM: unknown frame 'cam'", drive)
-        robot.until(lambda: time.monotonic() > late_s, drive)
+        robot.until_said("NO_TRANSFORM: unknown frame 'cam'", camera.drive)
+        robot.until(lambda: time.monotonic() > late_s, camera.drive)
         assert not robot.poses and not robot.transforms
-        mount('base_link', 'cam', CAM_FROM_BASE.inverse())
-        robot.until(lambda: robot.poses and robot.transforms, drive)
+        mount(robot, 'base_link', 'cam', CAM_FROM_BASE.inverse())
+        robot.until(lambda: robot.poses and robot.transforms, camera.drive)
         truth = [pose.inverse() @ CAM_FROM_BASE for pose in camera.poses]
         assert_near_one(robot.poses[0], truth)
         transform = robot.transforms[0]
         assert (transform.header.frame_id, transform.child_frame_id) == ('map', 'odom')
 
-        mount('earth', 'odom', Rigid3d())
-        robot.until_said('odom has parent earth from elsewhere: map -> odom is not', drive)
+        mount(robot, 'earth', 'odom', Rigid3d())
+        robot.until_said('odom has parent earth from elsewhere: map -> odom is not', camera.drive)
         count = len(robot.transforms)
-        robot.until_said('odom has parent earth', drive)
+        robot.until_said('odom has parent earth', camera.drive)
         assert len(robot.transforms) == count
 
         # Odometry says that it stands still: it was carried to the other end of the walk.
         camera.take(scene, walk(9, 0.5)[6:])
         truth = [pose.inverse() @ CAM_FROM_BASE for pose in camera.poses]
         count = len(robot.poses)
-        robot.until(lambda: len(robot.poses) > count + 3, drive)
+        robot.until(lambda: len(robot.poses) > count + 3, camera.drive)
         assert_near_one(robot.poses[-1], truth)
 
 

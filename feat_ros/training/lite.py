@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from feat_ros.models.sfd2_lite import FlatPoints, Sfd2Lite, Sfd2LiteNetwork, tones
 from feat_ros.training.configs import LiteConfig
-from feat_ros.training.losses import dual_softmax_loss, group_loss, matchability_loss
+from feat_ros.training.losses import group_loss, matchability_loss
 from feat_ros.training.pairs import Batch
-from feat_ros.training.run import System, Trainee
+from feat_ros.training.run import contrast, share_right, System, Trainee
 
 
 def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -40,29 +40,17 @@ def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, 
     ]
     group_logits = network.rank(dropped[1:], features).group_logits
 
-    # Every point of the first views against every point of the second views.
-    pairs = views // 2
-    first = torch.arange(pairs, device=device)[:, None] * count
-    partner = torch.where(batch.partner >= 0, batch.partner + first, -1).reshape(-1)
-    scale = trainee.log_scale.exp().clamp(max=config.largest_scale)
-    middle = pairs * count
-    match = dual_softmax_loss(descriptors[:middle], descriptors[middle:], scale, partner)
+    match, logged = contrast(trainee, descriptors, batch, config)
     is_right = torch.cat([match.is_right_a, match.is_right_b])
     group = batch.group.reshape(-1)
     matchability = matchability_loss(ranking.match_logit, batch.target.reshape(-1), is_right)
     stability = group_loss(group_logits, group)
     total = match.loss + config.match_weight * matchability + config.group_weight * stability
     with torch.no_grad():
-        matches, is_labelled = (partner >= 0).sum(), group >= 0
-        right_group = (ranking.group_logits.argmax(-1) == group) & is_labelled
-        logged = {
-            'match_loss': match.loss.detach(),
+        logged |= {
             'matchability_loss': matchability.detach(),
             'stability_loss': stability.detach(),
-            'matches': matches,
-            'matched_right': match.is_right_a.sum() / matches.clamp(min=1),
-            'group_right': right_group.sum() / is_labelled.sum().clamp(min=1),
-            'scale': scale.detach(),
+            'group_right': share_right(ranking.group_logits, group),
         }
     return total, logged
 

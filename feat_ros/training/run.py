@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -34,6 +34,7 @@ from feat_ros.models.weights import save_weights, Weights
 from feat_ros.training import checkpoint
 from feat_ros.training.configs import RunConfig
 from feat_ros.training.curves import Curves
+from feat_ros.training.losses import dual_softmax_loss, MatchLoss
 from feat_ros.training.pairs import Batch, PairMaker
 from feat_ros.training.pictures import data_manifest, find_photos
 from feat_ros.training.town_cache import TownCache
@@ -57,6 +58,40 @@ class Trainee(nn.Module):
         super().__init__()
         self.network = network
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+
+class Contrast(NamedTuple):
+    """What :func:`contrast` finds; ``logged`` is of it."""
+
+    match: MatchLoss
+    logged: dict[str, Tensor]
+
+
+def contrast(trainee: Trainee, descriptors: Tensor, batch: Batch, config: RunConfig) -> Contrast:
+    """Contrast every point of the first views with every point of the second views.
+
+    :param descriptors: (2P N, D) of the batch's points, view by view; zero where there is none.
+    """
+    pairs, count = batch.partner.shape
+    first = torch.arange(pairs, device=descriptors.device)[:, None] * count
+    partner = torch.where(batch.partner >= 0, batch.partner + first, -1).reshape(-1)
+    scale = trainee.log_scale.exp().clamp(max=config.largest_scale)
+    middle = pairs * count
+    match = dual_softmax_loss(descriptors[:middle], descriptors[middle:], scale, partner)
+    matches = (partner >= 0).sum()
+    logged = {
+        'match_loss': match.loss.detach(),
+        'matches': matches,
+        'matched_right': match.is_right_a.sum() / matches.clamp(min=1),
+        'scale': scale.detach(),
+    }
+    return Contrast(match, logged)
+
+
+def share_right(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Share of the known classes (...), -1 for unknown, that logits (..., C) have right."""
+    is_known = wanted >= 0
+    return ((logits.argmax(-1) == wanted) & is_known).sum() / is_known.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)

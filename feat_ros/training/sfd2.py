@@ -21,9 +21,8 @@ from feat_ros.models.sfd2 import CELL, DESCRIPTOR_STRIDE, reliability, Sfd2
 from feat_ros.models.sfd2_lite import GROUPS, sample
 from feat_ros.semantics import STABILITY
 from feat_ros.training.configs import Sfd2Config
-from feat_ros.training.losses import dual_softmax_loss
 from feat_ros.training.pairs import Batch
-from feat_ros.training.run import System, Trainee
+from feat_ros.training.run import contrast, share_right, System, Trainee
 from feat_ros.training.sfd2_losses import (
     average_precision,
     class_candidates,
@@ -102,12 +101,7 @@ def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, 
     places = batch.points.xy.reshape(-1, 2) / DESCRIPTOR_STRIDE
     descriptors = functional.normalize(sample(dense, places, image), dim=1)
     descriptors = descriptors * (batch.points.response > 0).reshape(-1, 1)
-    pairs = views // 2
-    first = torch.arange(pairs, device=device)[:, None] * count
-    partner = torch.where(batch.partner >= 0, batch.partner + first, -1).reshape(-1)
-    scale = trainee.log_scale.exp().clamp(max=config.largest_scale)
-    middle = pairs * count
-    match = dual_softmax_loss(descriptors[:middle], descriptors[middle:], scale, partner)
+    match, logged = contrast(trainee, descriptors, batch, config)
 
     step = DESCRIPTOR_STRIDE
     groups = batch.groups[:, step // 2 :: step, step // 2 :: step]
@@ -121,16 +115,10 @@ def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, 
         score = reliability(cell_logits)
         total = total + config.intra_class * _intra_class(batch, descriptors, dense, groups, score)
     with torch.no_grad():
-        matches, is_labelled = (partner >= 0).sum(), groups >= 0
-        right_group = (stability_logits.argmax(1) == groups) & is_labelled
-        logged = {
-            'match_loss': match.loss.detach(),
+        logged |= {
             'detection_loss': detection.detach(),
             'stability_loss': stability.detach(),
-            'matches': matches,
-            'matched_right': match.is_right_a.sum() / matches.clamp(min=1),
-            'group_right': right_group.sum() / is_labelled.sum().clamp(min=1),
-            'scale': scale.detach(),
+            'group_right': share_right(stability_logits.movedim(1, -1), groups),
         }
     return total, logged
 
