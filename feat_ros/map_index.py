@@ -46,4 +46,4 @@ def open_index(sfm_map: SfmMap) -> AsmkIndex | None:
         return None
     files = [InvertedFile.from_arrays(file) for file in sfm_map.retrieval_files()]
     options = config.from_dict(AsmkConfig, sfm_map.manifest.retrieval['options'])
-    return AsmkIndex.from_arrays({n: array[:] for n, array in arrays.items()}, files, options)
+    return AsmkIndex.from_arrays(arrays, files, options)

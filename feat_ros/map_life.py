@@ -23,6 +23,7 @@ from feat_ros.errors import MapError
 from feat_ros.extractors import create_extractor
 from feat_ros.localizer import create_retriever, Localizer, LocalizerConfig
 from feat_ros.map_index import open_index, write_file, write_index
+from feat_ros.retrieval.inverted_file import whole
 from feat_ros.sfm_map import (
     Manifest,
     PoseNoise,
@@ -201,7 +202,9 @@ def _append_index(folder: Path, sfm_map: SfmMap, other: SfmMap) -> JsonDict:
     if index is None:
         return {}
     entry = sfm_map.manifest.retrieval
-    has_our_words = theirs is not None and np.array_equal(index.codebook, theirs.codebook)
+    has_our_words = theirs is not None and np.array_equal(
+        whole(index.codebook), whole(theirs.codebook)
+    )
     if has_our_words:
         files = list(theirs.files)  # type: ignore[union-attr]
     else:

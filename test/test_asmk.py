@@ -21,7 +21,7 @@ from feat_ros.errors import ConfigError, MapError
 from feat_ros.map_index import open_index, write_index
 from feat_ros.retrieval import asmk, inverted_file
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, default_num_words, train_codebook
-from feat_ros.retrieval.inverted_file import hamming, InvertedFile
+from feat_ros.retrieval.inverted_file import hamming, InvertedFile, whole
 from feat_ros.retrieval.words import nearest_words, VisualWords
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import Float32
@@ -197,6 +197,7 @@ def test_all_ways_to_add_up_agree(dim: int, monkeypatch: pytest.MonkeyPatch) -> 
         [rng.normal(size=(40, dim)) for _ in range(300)],
     )
     words, bits = index.assign(rng.normal(size=(25, dim)))
+    monkeypatch.setattr(inverted_file, '_WORTH_COMPILING', 0)
     for compiled in (None, importlib.util.find_spec('numba')):
         monkeypatch.setattr(inverted_file, 'find_spec', lambda _, found=compiled: found)
         for at_once in (1, 100, 1 << 16):
@@ -240,6 +241,7 @@ def test_lists_that_do_not_fit_together_are_named(
         pytest.importorskip('numba', reason='the extra fast is not installed')
     else:
         monkeypatch.setattr(inverted_file, 'find_spec', lambda _: None)
+    monkeypatch.setattr(inverted_file, '_WORTH_COMPILING', 0)
     rng = np.random.default_rng(8)
     index = AsmkIndex.build(
         rng.normal(size=(3, 64)).astype(np.float32), [rng.normal(size=(9, 64)) for _ in range(5)]
@@ -400,9 +402,10 @@ def test_an_index_of_many_words_finds_what_all_distances_find() -> None:
     codebook, rows = many_words(rng)
     images = [rows[rng.permutation(400)[:60]] for _ in range(12)]
     index = AsmkIndex.build(codebook, images, AsmkConfig(probed_parts=99))
-    query = aggregated_fast(images[3], index.codebook, 5)
+    query = aggregated_fast(images[3], whole(index.codebook), 5)
     wanted = [
-        similarity(query, aggregated_fast(image, index.codebook, 1), 3.0, 0.0) for image in images
+        similarity(query, aggregated_fast(image, whole(index.codebook), 1), 3.0, 0.0)
+        for image in images
     ]
     ids, scores = index.search(images[3], 12)
     np.testing.assert_allclose(scores, [wanted[i] for i in ids], rtol=1e-12)
@@ -574,7 +577,8 @@ def test_damaged_arrays_are_refused(name: str, change: Callable[[Any], Any], mes
 
 def test_files_of_another_codebook_are_refused() -> None:
     index, _ = some_index()
-    for other in (index.codebook[:-1], np.repeat(index.codebook, 2, axis=1)):
+    codebook = whole(index.codebook)
+    for other in (codebook[:-1], np.repeat(codebook, 2, axis=1)):
         with pytest.raises(MapError, match=r'array (word_starts|signatures) is'):
             replace(AsmkIndex.build(other, []), files=index.files)
 

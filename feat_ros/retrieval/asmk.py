@@ -27,6 +27,8 @@ from feat_ros.retrieval.inverted_file import (
     InvertedFile,
     MOST_IMAGES,
     offsets,
+    Rows,
+    whole,
 )
 from feat_ros.retrieval.words import kmeans, nearest_words, sample_rows, VisualWords
 from feat_ros.types import Float32, Float64
@@ -120,7 +122,8 @@ def _shares(sizes: Int, total: int) -> Int:
 class AsmkIndex:
     """A codebook, and the images of one or several inverted files, numbered through.
 
-    Files are never changed: what is added becomes a file of its own.
+    Files are never changed: what is added becomes a file of its own. A codebook on disk is read
+    and checked by the first query.
 
     ===================  =========  =============================================================
     ``codebook``         (W, D)     float32 visual words, in parts
@@ -130,7 +133,7 @@ class AsmkIndex:
     ===================  =========  =============================================================
     """
 
-    codebook: Float32
+    codebook: Rows
     part_starts: Int
     part_centers: Float32
     files: tuple[InvertedFile, ...] = ()
@@ -172,7 +175,7 @@ class AsmkIndex:
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, Array],
+        arrays: Mapping[str, Rows],
         files: Iterable[InvertedFile],
         config: AsmkConfig = DEFAULT_CONFIG,
     ) -> AsmkIndex:
@@ -185,11 +188,12 @@ class AsmkIndex:
                 f'retrieval needs the arrays {", ".join(_ARRAY_NAMES)} and got '
                 f'{", ".join(sorted(arrays)) or "none"}: rebuild the map'
             )
-        return cls(**arrays, files=tuple(files), config=config)
+        small = {name: whole(rows) for name, rows in arrays.items() if name != 'codebook'}
+        return cls(arrays['codebook'], **small, files=tuple(files), config=config)
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays of the codebook by name; the inverse of :meth:`from_arrays`."""
-        return {name: getattr(self, name) for name in _ARRAY_NAMES}
+        return {name: whole(getattr(self, name)) for name in _ARRAY_NAMES}
 
     def with_images(self, descriptors_per_image: Iterable[npt.ArrayLike]) -> AsmkIndex:
         """Return the index with more images, numbered on, in a file of their own.
@@ -199,7 +203,7 @@ class AsmkIndex:
         images = [self._aggregate(rows, 1) for rows in descriptors_per_image]
         files = [
             InvertedFile.build(
-                len(self.codebook), self.codebook.shape[1] // 8, images[at : at + MOST_IMAGES]
+                self.codebook.shape[0], self.codebook.shape[1] // 8, images[at : at + MOST_IMAGES]
             )
             for at in range(0, len(images), MOST_IMAGES)
         ]
@@ -224,7 +228,7 @@ class AsmkIndex:
             rows = np.flatnonzero((ids >= first) & (ids < first + size))
             files.append(
                 InvertedFile.of_entries(
-                    len(self.codebook), size, words[rows], ids[rows] - first, signatures[rows]
+                    self.codebook.shape[0], size, words[rows], ids[rows] - first, signatures[rows]
                 )
             )
         return replace(self, files=tuple(files))
@@ -292,7 +296,7 @@ class AsmkIndex:
 
     @cached_property
     def _words(self) -> VisualWords:
-        return VisualWords(self.codebook, self.part_starts, self.part_centers)
+        return VisualWords(whole(self.codebook), self.part_starts, self.part_centers)
 
     @cached_property
     def _image_starts(self) -> Int:
@@ -366,8 +370,8 @@ def _checked_descriptors(descriptors: npt.ArrayLike, dim: int | None = None) -> 
     return rows
 
 
-def _check_codebook(codebook: Array) -> None:
-    if codebook.ndim != 2 or len(codebook) == 0 or codebook.dtype != np.float32:
+def _check_codebook(codebook: Rows) -> None:
+    if len(codebook.shape) != 2 or 0 in codebook.shape[:1] or codebook.dtype != np.float32:
         raise MapError(
             f'retrieval array codebook is {codebook.dtype} {codebook.shape}, not float32 (W, D) '
             'with at least one word: rebuild the map'

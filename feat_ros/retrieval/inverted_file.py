@@ -34,6 +34,8 @@ _BLOCK_BITS = 8
 _ENTRIES_AT_ONCE = 1 << 16
 # Images of a file at most: their sums stay in the processor's cache.
 MOST_IMAGES = 1 << 17
+# With fewer images loading the compiler takes longer than it ever saves.
+_WORTH_COMPILING = 10_000
 # Words that are encoded at once take about so many bits.
 _BITS_AT_ONCE = 1 << 27
 # Bits set in every 16-bit number, for a NumPy that cannot count them itself (before 2.0).
@@ -199,7 +201,7 @@ class InvertedFile:
     ) -> Float64:
         """Sum the similarities of each image's words to those of a query.
 
-        With the extra ``fast`` a compiled loop does it.
+        Of many images a compiled loop does it, with the extra ``fast``.
 
         :param words: (n,) ascending; with their ``signatures`` (n, D/8).
         :param of_distance: (D + 1,) the similarity of two signatures by their Hamming distance.
@@ -217,7 +219,8 @@ class InvertedFile:
             self.num_images,
         )  # fmt: skip
         add = _add_by_numpy
-        if signatures.shape[1] % 8 == 0 and find_spec('numba') is not None:
+        is_large = self.num_images >= _WORTH_COMPILING
+        if is_large and signatures.shape[1] % 8 == 0 and find_spec('numba') is not None:
             add = _add_compiled
         if threads == 1:
             return add(lists)
