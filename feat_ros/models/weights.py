@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from feat_ros.errors import ConfigError, NetworkError
+from feat_ros.models.how import HowR18, HowR50, HowSfd2
 from feat_ros.models.sfd2 import Sfd2
 from feat_ros.models.sfd2_lite import Sfd2Lite
 
@@ -30,6 +31,9 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 NETWORKS: Mapping[str, type[Any]] = {
     'sfd2': Sfd2,
     'sfd2_lite': Sfd2Lite,
+    'how_r18': HowR18,
+    'how_r50': HowR50,
+    'how_sfd2': HowSfd2,
 }
 # Entry of the file beside the arrays; no parameter of a network is called so.
 _MANIFEST = 'manifest.json'
