@@ -9,7 +9,13 @@ from typing import Any, Protocol
 
 from feat_ros import config
 from feat_ros.errors import ConfigError
-from feat_ros.extractors.learned import LearnedConfig, Sfd2Extractor, Sfd2LiteExtractor
+from feat_ros.extractors.learned import (
+    AislfdExactExtractor,
+    AislfdExtractor,
+    LearnedConfig,
+    Sfd2Extractor,
+    Sfd2LiteExtractor,
+)
 from feat_ros.extractors.sift import SiftConfig, SiftExtractor
 from feat_ros.image import Image
 from feat_ros.types import Features
@@ -41,6 +47,8 @@ EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
     'sift': (SiftExtractor, SiftConfig),
     'sfd2_lite': (Sfd2LiteExtractor, LearnedConfig),
     'sfd2': (Sfd2Extractor, LearnedConfig),
+    'aislfd': (AislfdExtractor, LearnedConfig),
+    'aislfd_exact': (AislfdExactExtractor, LearnedConfig),
 }
 
 
