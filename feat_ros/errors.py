@@ -23,6 +23,17 @@ class MapError(FeatRosError):
     """A map folder is missing, damaged, incomplete or does not fit what is asked of it."""
 
 
+class SegmentError(MapError):
+    """A segment of a map is missing or damaged; the others may be used.
+
+    :ivar segment: its number in the map.
+    """
+
+    def __init__(self, message: str, segment: int) -> None:
+        super().__init__(message)
+        self.segment = segment
+
+
 class NetworkError(FeatRosError):
     """Weights, an exported network or what runs it is missing, damaged or does not fit."""
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from feat_ros.camera import Camera
-from feat_ros.config import Config, from_dict, option
+from feat_ros.config import Config, option
+from feat_ros.errors import SegmentError
 from feat_ros.extractors import create_extractor, Extractor, parse_extractor_options
 from feat_ros.geometry import Rigid3d, rotation_angle_deg
 from feat_ros.image import Image
+from feat_ros.map_index import open_index
 from feat_ros.matching import mutual_nearest, similarity_of
 from feat_ros.pnp import Observations, PnpConfig, PnpSolution, Rig, solve_rig_pnp
-from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES
+from feat_ros.retrieval.asmk import RETRIEVAL_FEATURES
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import (
     FailureReason,
@@ -35,6 +38,8 @@ from feat_ros.types import (
 Ids = npt.NDArray[np.int64]
 # Returns the map's images most like the given features, best first.
 Retriever = Callable[[Features], Ids]
+
+logger = logging.getLogger(__name__)
 
 # Expected number of false poses among this many images that the least number of inliers allows.
 _FALSE_POSES = 1e-6
@@ -97,12 +102,9 @@ def create_retriever(sfm_map: SfmMap, config: LocalizerConfig) -> Retriever | No
     :returns: None where all images are candidates anyway, or the map has no index.
     :raises MapError: the index is damaged.
     """
-    arrays = sfm_map.retrieval_arrays()
-    if not arrays or sfm_map.num_images <= config.retrieved_images:
+    index = open_index(sfm_map)
+    if index is None or sfm_map.num_images <= config.retrieved_images:
         return None
-    index = AsmkIndex.from_arrays(
-        arrays, from_dict(AsmkConfig, sfm_map.manifest.retrieval['options'])
-    )
 
     def retrieve(features: Features) -> Ids:
         strongest = features.descriptors[:RETRIEVAL_FEATURES]
@@ -135,6 +137,9 @@ class Localizer:
         self.config = config or LocalizerConfig()
         self._rotations, translations = sfm_map.image_poses()
         self._centers = -np.einsum('nji,nj->ni', self._rotations, translations)
+        # What segments that could not be read are left out for, by their number.
+        self._left_out: dict[int, str] = {}
+        self._is_usable = np.ones(sfm_map.num_images, bool)
 
     def localize(
         self, image_rgb: Image | Features, camera: Camera, prior: PosePrior | None = None
@@ -157,6 +162,8 @@ class Localizer:
         :param prior: where the body should be; see :meth:`localize`.
         :returns: the body's pose, as if it were a camera; matches and inliers are those of the
             first view, then of the second, and so on.
+        :raises MapError: what is needed of the map cannot be read; a SegmentError where that is
+            in a segment that :meth:`leave_out` can do without.
         """
         ms: dict[str, float] = {}
         with _timed(ms, 'extract'):
@@ -178,6 +185,18 @@ class Localizer:
             candidates = [self._retrieve(view.features) for view in seen]
         return self._localize_among(candidates, seen, 'global', ms)
 
+    def leave_out(self, error: SegmentError) -> bool:
+        """Do without a segment of the map that cannot be read; False if it was left out before.
+
+        Failures name it from then on, for it may be why.
+        """
+        if error.segment in self._left_out:
+            return False
+        logger.error('%s; the rest of the map is used', error)
+        self._left_out[error.segment] = str(error)
+        self._is_usable &= self.map.segments_of_images() != error.segment
+        return True
+
     def _features(self, view: View) -> Features:
         if isinstance(view.image_rgb, Features):
             return view.image_rgb
@@ -185,8 +204,9 @@ class Localizer:
 
     def _retrieve(self, features: Features) -> Ids:
         if self.retriever is None:
-            return np.arange(self.map.num_points)
-        return self.map.points_of_images(self.retriever(features))
+            return self.map.points_of_images(np.flatnonzero(self._is_usable))
+        images = self.retriever(features)
+        return self.map.points_of_images(images[self._is_usable[images]])
 
     def _points_in_view(self, view: View, prior: PosePrior) -> Ids:
         """Points that the images nearest to a prior saw and that project near its image."""
@@ -198,7 +218,7 @@ class Localizer:
         distance = np.linalg.norm(self._centers - center, axis=1)
         turned = rotation_angle_deg(self._rotations, predicted.rotation)
         # An image turned away by more than a field of view shares no points.
-        distance[turned > 90.0 + prior.angle_deg] = np.inf
+        distance[(turned > 90.0 + prior.angle_deg) | ~self._is_usable] = np.inf
         nearest = np.argsort(distance, kind='stable')[: self.config.prior_images]
         points = self.map.points_of_images(nearest[np.isfinite(distance[nearest])])
         xyz, _ = self.map.points(points)
@@ -219,6 +239,7 @@ class Localizer:
         """Match, solve and check against some points of the map."""
         if not any(len(points) for points in candidates):
             detail = 'no image of the map looks like this one'
+            detail = '; left out: '.join([detail, *self._left_out.values()])
             return PoseFailure(FailureReason.NO_CANDIDATES, detail, mode=mode, ms=ms)
         with _timed(ms, 'match'):
             matched = [
@@ -257,7 +278,8 @@ class Localizer:
         refusal = self._refusal(estimate, solution, rig)
         if refusal is None:
             return estimate
-        return replace(failure, reason=refusal[0], detail=refusal[1])
+        detail = '; left out: '.join([refusal[1], *self._left_out.values()])
+        return replace(failure, reason=refusal[0], detail=detail)
 
     def _match(self, features: Features, points: Ids) -> Ids:
         """Return mutual nearest neighbours (M, 2): keypoint, map point."""

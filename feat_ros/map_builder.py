@@ -29,6 +29,7 @@ from feat_ros.config import Config, option
 from feat_ros.errors import DataError, MapError
 from feat_ros.extractors import Extractor
 from feat_ros.geometry import skew
+from feat_ros.map_index import write_index
 from feat_ros.pose_noise import check_left_out
 from feat_ros.reconstruction import estimate_poses, ReconstructionConfig
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES, train_codebook
@@ -39,7 +40,6 @@ from feat_ros.sfm_map import (
     publish,
     Segment,
     SfmMap,
-    write_arrays,
     write_manifest,
     write_segment,
 )
@@ -89,6 +89,7 @@ def build_map(
     overwrite: bool = False,
     progress: Progress | None = None,
     provenance: dict[str, Any] | None = None,
+    words_of: AsmkIndex | None = None,
 ) -> SfmMap:
     """Build a map folder from images, with poses or without.
 
@@ -97,6 +98,7 @@ def build_map(
     :param images: names, cameras and ``cam_from_map``; or only cameras by name: then the poses
         are estimated, and the map's scale and gravity are unknown.
     :param overwrite: replace a map of that name, at the moment the new one is complete.
+    :param words_of: the index whose visual words are used, instead of ones made of the images.
     :raises MapError: the map exists, cannot be written, or no point could be triangulated.
     :raises DataError, ImageError, CameraError: the input cannot be used.
     """
@@ -149,7 +151,7 @@ def build_map(
         ),
         pose_noise=config.from_dict(PoseNoise, _rounded(config.to_dict(check.noise))),
         segments=[config.to_dict(write_segment(partial / 'segment-0000', segment))],
-        retrieval=_index_images(partial, features, options.retrieval),
+        retrieval=_index_images(partial, features, options.retrieval, words_of),
         measured={
             'num_keypoints': sum(features.counts),
             'num_pairs': len(matches),
@@ -193,15 +195,17 @@ def _check_files(image_folder: Path, names: list[str]) -> list[Path]:
     return paths
 
 
-def _index_images(partial: Path, features: FeatureStore, options: AsmkConfig) -> dict[str, Any]:
+def _index_images(
+    partial: Path, features: FeatureStore, options: AsmkConfig, words_of: AsmkIndex | None
+) -> dict[str, Any]:
     """Write the retrieval index of all images; return its entry for the manifest."""
     strongest = [item.descriptors[:RETRIEVAL_FEATURES] for item in features]
-    codebook = train_codebook(np.concatenate(strongest), options.num_words, options.seed)
-    index = AsmkIndex.build(codebook, strongest, options)
-    return {
-        'options': config.to_dict(options),
-        'arrays': write_arrays(partial / 'retrieval', index.arrays()),
-    }
+    if words_of is None:
+        codebook = train_codebook(np.concatenate(strongest), options.num_words, options.seed)
+        index = AsmkIndex.build(codebook, strongest, options)
+    else:
+        index = replace(words_of, files=()).with_images(strongest)
+    return write_index(partial / 'retrieval', index)
 
 
 def choose_pairs(images: list[PosedImage], pairs_per_image: int) -> list[tuple[int, int]]:

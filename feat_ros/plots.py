@@ -99,6 +99,47 @@ def plot_top_view(
     _save(figure, path)
 
 
+def plot_coverage(
+    path: str | Path,
+    sfm_map: SfmMap,
+    centers: Float,
+    num_matches: Float,
+    is_lost: npt.NDArray[np.bool_],
+) -> None:
+    """Draw from above how many matches a camera would find along a path, and where it is lost.
+
+    :param centers: (N, 3) of the camera; with the matches (N,) that are expected there.
+    :raises DataError: the file cannot be written.
+    """
+    basis, points, _, _ = top_view(sfm_map)
+    at = centers @ basis.T
+    low, high = at[:, :2].min(axis=0), at[:, :2].max(axis=0)
+    span = 1.3 * np.maximum(high - low, 0.3 * (high - low).max() + 1e-9)
+    figure, axes = _figure(*(9 * span / span.max() + [1.5, 1.0]).tolist())
+    axes.scatter(points[:, 0], points[:, 1], s=1, c='0.8', linewidths=0, rasterized=True)
+    drawn = axes.scatter(
+        at[:, 0], at[:, 1], c=np.maximum(num_matches, 1.0), s=30,
+        cmap='viridis', norm='log', zorder=3,
+    )  # fmt: skip
+    if is_lost.any():
+        axes.scatter(
+            at[is_lost, 0], at[is_lost, 1], s=110, facecolors='none', edgecolors=ESTIMATE_COLOUR,
+            linewidths=1.5, zorder=4, label='lost',
+        )  # fmt: skip
+        axes.legend(loc='upper right')
+    (left, bottom), (right, top) = (low + high - span) / 2, (low + high + span) / 2
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    unit = 'm' if sfm_map.manifest.scale == 'metric' else 'map units'
+    axes.set_aspect('equal')
+    axes.set_xlabel(unit)
+    axes.set_ylabel(unit)
+    axes.set_title(f'{sfm_map.path.name}: lost at {is_lost.sum()} of {len(is_lost)} poses')
+    axes.grid(alpha=0.3)
+    figure.colorbar(drawn, ax=axes, label='matches expected', shrink=0.8)
+    _save(figure, path)
+
+
 def _draw_cameras(
     axes: Any, centers: Float, ahead: Float, colour: str, label: str, *, ring: bool = False
 ) -> None:

@@ -31,7 +31,7 @@ from feat_ros import config
 from feat_ros.bags import Bag, StampedImage, StampedPoses, TransformBuffer
 from feat_ros.camera import Camera
 from feat_ros.config import Config, option
-from feat_ros.errors import DataError, ImageError
+from feat_ros.errors import DataError, ImageError, SegmentError
 from feat_ros.evaluation import compare_poses, covariance_report, latency_summary, summarise
 from feat_ros.geometry import Rigid3d
 from feat_ros.image import Image
@@ -314,6 +314,10 @@ class _Observed:
         result = self._localizer.localize_rig(views, prior)
         self.last = image_rgb, result
         return result
+
+    def leave_out(self, error: SegmentError) -> bool:
+        """Leave it out of the map."""
+        return self._localizer.leave_out(error)
 
 
 class _Log:

@@ -60,6 +60,7 @@ _REASONS = {
     FailureReason.BAD_IMAGE: 'the image cannot be decoded or has another size',
     FailureReason.NO_FEATURES: 'the image shows too little',
     FailureReason.NO_CANDIDATES: 'no image of the map looks like it',
+    FailureReason.MAP_DAMAGED: 'the map cannot be read',
     FailureReason.TOO_FEW_MATCHES: 'hardly any keypoint was found in the map',
     FailureReason.PNP_FAILED: 'no pose agrees with the matches',
     FailureReason.TOO_FEW_INLIERS: 'too few matches agree with the pose',

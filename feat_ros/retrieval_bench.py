@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from feat_ros.bench import check, histograms, OURS, same_threads, table_rows, take_turns, views
-from feat_ros.config import from_dict
 from feat_ros.errors import DataError
 from feat_ros.extractors import create_extractor
 from feat_ros.image import read_image
+from feat_ros.map_index import open_index
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES
+from feat_ros.retrieval.inverted_file import (
+    encode_highs,
+    InvertedFile,
+    MOST_IMAGES,
+    offsets,
+)
 from feat_ros.retrieval.words import nearest_words, VisualWords
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import Float32, JsonDict, Progress
@@ -32,6 +40,10 @@ FLANN = 'cv2.flann, 4 kd-trees, 32 checks'
 ONE_BY_ONE = 'equation 4, image by image'
 
 _DIM = 128
+# Measured on photographs: see word_frequencies.
+_SKEW = 1.3
+# Entries that are made up at once.
+_ENTRIES_AT_ONCE = 1 << 23
 # Views of a point of the made-up scene that are visual words.
 _VIEWS = 3
 # Images that share so many points of the map see the same.
@@ -58,13 +70,15 @@ def bench_retrieval(
         for _ in range(repeat)
     ]
     assignment, recall = _assign(words, queries)
-    index = made_up_index(rng, words, num_images, words_per_image)
-    drawn = [draw_words(rng, num_words, words_per_image) for _ in range(repeat)]
+    share = word_frequencies(rng, num_words)
+    index = made_up_index(rng, words, share, num_images, words_per_image)
+    drawn = [draw_words(rng, share, words_per_image) for _ in range(repeat)]
     search, difference = _search(index, drawn)
     # A descriptor of a query counts for its five nearest words.
-    wide = [draw_words(rng, num_words, 5 * words_per_image) for _ in range(repeat)]
+    wide = [draw_words(rng, share, 5 * words_per_image) for _ in range(repeat)]
     search_wide, _ = _search(index, wide)
-    notes = [f'inverted file of {num_images} images, {len(index.image_ids)} entries']
+    entries = sum(int(file.word_starts[-1]) for file in index.files)
+    notes = [f'{num_images} images, {entries} entries']
     checks = [
         check(f'recall@1, {name}', recall[name], f'at least {least:g}', recall[name] >= least)
         for name, (_, _, least) in _WANTED.items()
@@ -126,30 +140,69 @@ def _nearest(words: VisualWords, parts: int, descriptors: Float32) -> Ids:
     return words.nearest(descriptors, 1, parts)[:, 0]
 
 
-def draw_words(rng: np.random.Generator, num_words: int, count: int) -> WordsAndBits:
+def word_frequencies(rng: np.random.Generator, num_words: int) -> Float:
+    """Share (W,) of a made-up database's entries that each word has.
+
+    Log-normal; two images have as many words in common as two photographs of different places
+    have of a codebook of 16,384 words: docs/retrieval.md says how that was measured.
+    """
+    share = np.exp(rng.normal(0, math.sqrt(math.log(_SKEW)), num_words))
+    return np.asarray(share / share.sum())
+
+
+def draw_words(rng: np.random.Generator, share: Float, count: int) -> WordsAndBits:
     """Words of an image, ascending, about so many, and random signs."""
-    words = np.unique(rng.integers(num_words, size=count))
+    words = np.unique(rng.choice(len(share), count, p=share))
     return words, rng.integers(256, size=(len(words), _DIM // 8), dtype=np.uint8)
 
 
 def made_up_index(
-    rng: np.random.Generator, words: VisualWords, num_images: int, words_per_image: int
+    rng: np.random.Generator, words: VisualWords, share: Float, num_images: int, per_image: int
 ) -> AsmkIndex:
-    """Return an index of images with random words and signs, as many of each as said."""
-    images = [draw_words(rng, len(words.words), words_per_image) for _ in range(num_images)]
-    counts = np.array([len(word) for word, _ in images], np.int32)
-    word = np.concatenate([word for word, _ in images])
-    order = np.argsort(word, kind='stable')
-    in_word = np.bincount(word, minlength=len(words.words))
-    return AsmkIndex(
-        codebook=words.words,
-        part_starts=words.part_starts,
-        part_centers=words.part_centers,
-        word_starts=np.concatenate([[0], np.cumsum(in_word)]).astype(np.int64),
-        image_ids=np.repeat(np.arange(num_images, dtype=np.int32), counts)[order],
-        bits=np.concatenate([bits for _, bits in images])[order],
-        words_per_image=counts,
+    """Return an index of images with about so many words each, of random signs."""
+    files = [
+        _made_up_file(rng, share, min(MOST_IMAGES, num_images - first), per_image)
+        for first in range(0, num_images, MOST_IMAGES)
+    ]
+    return AsmkIndex(words.words, words.part_starts, words.part_centers, tuple(files))
+
+
+def _made_up_file(
+    rng: np.random.Generator, share: Float, num_images: int, per_image: int
+) -> InvertedFile:
+    counts = rng.binomial(num_images, np.minimum(per_image * share, 1.0))
+    starts = offsets(counts)
+    ids = np.empty(starts[-1], np.int64)
+    highs, sizes = [], []
+    step = max(1, int(_ENTRIES_AT_ONCE // (counts.mean() + 1)))
+    for first in range(0, len(share), step):
+        some = counts[first : first + step]
+        drawn = _ascending(rng, some, num_images)
+        ids[starts[first] : starts[first] + len(drawn)] = drawn
+        high, size = encode_highs(some, drawn)
+        highs.append(high)
+        sizes.append(size)
+    return InvertedFile(
+        word_starts=starts,
+        signatures=rng.integers(256, size=(len(ids), _DIM // 8), dtype=np.uint8),
+        id_lows=(ids & 255).astype(np.uint8),
+        id_highs=np.concatenate(highs),
+        high_starts=offsets(np.concatenate(sizes)),
+        words_per_image=np.bincount(ids, minlength=num_images).astype(np.int32),
     )
+
+
+def _ascending(rng: np.random.Generator, counts: Ids, num_images: int) -> Ids:
+    """Draw for every word so many different images, ascending."""
+    # Sums of exponential gaps are sorted uniform numbers; adding ranks keeps images apart.
+    starts = offsets(counts + 1)
+    sums = np.cumsum(rng.exponential(size=starts[-1]))
+    before = np.r_[0.0, sums][starts]
+    places = (sums - np.repeat(before[:-1], counts + 1)) / np.repeat(np.diff(before), counts + 1)
+    places = np.delete(places, starts[1:] - 1)
+    room = num_images - np.repeat(counts, counts)
+    ranks = np.arange(len(room)) - np.repeat(offsets(counts)[:-1], counts)
+    return (places * (room + 1)).astype(np.int64) + ranks
 
 
 def _search(index: AsmkIndex, queries: list[WordsAndBits]) -> tuple[list[JsonDict], float]:
@@ -166,10 +219,13 @@ def _search(index: AsmkIndex, queries: list[WordsAndBits]) -> tuple[list[JsonDic
 
 def _scores_one_by_one(index: AsmkIndex) -> Callable[[WordsAndBits], Float]:
     """Return what evaluates the kernel of a query with each image (I,)."""
-    word = np.repeat(np.arange(len(index.codebook)), np.diff(index.word_starts))
-    order = np.argsort(index.image_ids, kind='stable')
-    ends = np.cumsum(index.words_per_image)[:-1]
-    images = list(zip(np.split(word[order], ends), np.split(index.bits[order], ends), strict=True))
+    images = []
+    for file in index.files:
+        word, ids, signatures = file.entries()
+        order = np.argsort(ids, kind='stable')
+        ends = np.cumsum(np.bincount(ids, minlength=file.num_images))[:-1]
+        rows = np.split(word[order], ends), np.split(signatures[order], ends)
+        images += list(zip(*rows, strict=True))
 
     def score(query: WordsAndBits) -> Float:
         out = np.zeros(len(images))
@@ -194,7 +250,8 @@ def bench_covisible(sfm_map: SfmMap, images: Path, progress: Progress) -> JsonDi
     :raises DataError: the map has no retrieval index, or no two images share points.
     :raises MapError, ImageError: the index is damaged, or an image cannot be read.
     """
-    if not sfm_map.manifest.retrieval:
+    opened = open_index(sfm_map)
+    if opened is None:
         raise DataError(f'map {sfm_map.path} has no retrieval index: rebuild it')
     built = sfm_map.manifest.extractor
     extractor = create_extractor(built.name, **built.options)
@@ -203,9 +260,7 @@ def bench_covisible(sfm_map: SfmMap, images: Path, progress: Progress) -> JsonDi
         extractor(read_image(images / name)).descriptors[:RETRIEVAL_FEATURES]
         for name in progress(names, 'extract')
     ]
-    options = from_dict(AsmkConfig, sfm_map.manifest.retrieval['options'])
-    codebook = AsmkIndex.from_arrays(sfm_map.retrieval_arrays(), options).codebook
-    index = AsmkIndex.build(np.array(codebook), strongest, options)
+    index = replace(opened, files=()).with_images(strongest)
     seen = np.zeros((len(names), sfm_map.num_points), bool)
     for number in range(len(names)):
         seen[number, sfm_map.observations(number)[0]] = True

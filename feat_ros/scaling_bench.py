@@ -16,7 +16,7 @@ from feat_ros.errors import DataError
 from feat_ros.extractors import create_extractor
 from feat_ros.matching import mutual_nearest
 from feat_ros.retrieval.words import VisualWords
-from feat_ros.retrieval_bench import draw_words, made_up_index
+from feat_ros.retrieval_bench import draw_words, made_up_index, word_frequencies
 from feat_ros.town.pictures import street_pictures
 from feat_ros.types import JsonDict
 
@@ -105,10 +105,11 @@ def _by_images(sizes: Sequence[int], num_words: int, repeat: int) -> dict[str, l
     rng = np.random.default_rng(0)
     unit = rng.normal(size=(num_words, _DIM)).astype(np.float32)
     words = VisualWords.divide(unit / np.linalg.norm(unit, axis=1, keepdims=True))
-    queries = [draw_words(rng, num_words, _WORDS_PER_IMAGE) for _ in range(repeat)]
+    share = word_frequencies(rng, num_words)
+    queries = [draw_words(rng, share, _WORDS_PER_IMAGE) for _ in range(repeat)]
     searched: list[float] = []
     for size in sizes:
-        index = made_up_index(rng, words, size, _WORDS_PER_IMAGE)
+        index = made_up_index(rng, words, share, size, _WORDS_PER_IMAGE)
 
         def search(query: Any, index: Any = index) -> Any:
             return index.score(*query, 10)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from feat_ros.camera import Camera
 from feat_ros.config import Config, option
-from feat_ros.errors import FeatRosError
+from feat_ros.errors import FeatRosError, MapError, SegmentError
 from feat_ros.evaluation import latency_summary
 from feat_ros.geometry import Rigid3d, rotation_angle_deg, transport_covariance
 from feat_ros.image import Image
@@ -154,6 +154,10 @@ class FrameLocalizer(Protocol):
         self, views: Sequence[View], prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Find the pose of a body by what its cameras saw at one moment."""
+        ...
+
+    def leave_out(self, error: SegmentError) -> bool:
+        """Do without a segment of the map that cannot be read; False if it was left out before."""
         ...
 
 
@@ -414,6 +418,12 @@ class LocalizationServer:
         try:
             return self._process(frames, ms)
         except FeatRosError as error:
+            with self._changed:
+                localizer = self._localizer
+            if isinstance(error, SegmentError) and localizer.leave_out(error):
+                with self._changed:
+                    self._counts['failed'] -= len(frames)
+                return self._process_whatever(moment)
             if len(frames) > 1:  # an image that cannot be used must not cost the others
                 with self._changed:
                     self._counts['failed'] -= len(frames)
@@ -587,10 +597,10 @@ class LocalizationServer:
 def bad_image(
     stamp_ns: int, error: FeatRosError, ms: dict[str, float] | None = None
 ) -> FrameRecord:
-    """Return the record of a frame whose image could not be used."""
-    return FrameRecord(
-        stamp_ns, 'refused', FailureReason.BAD_IMAGE, detail=str(error), ms=ms or {}
-    )
+    """Return the record of a frame whose image, or whose map, could not be used."""
+    is_map = isinstance(error, MapError)
+    reason = FailureReason.MAP_DAMAGED if is_map else FailureReason.BAD_IMAGE
+    return FrameRecord(stamp_ns, 'refused', reason, detail=str(error), ms=ms or {})
 
 
 def _fix_of_base(frame: Frame, at: _Waypoint, estimate: PoseEstimate) -> _Fix:

@@ -11,12 +11,14 @@ block is first read.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -27,15 +29,17 @@ import numpy.typing as npt
 from feat_ros import config
 from feat_ros.camera import Camera
 from feat_ros.config import Config, option
-from feat_ros.errors import CameraError, ConfigError, MapError
+from feat_ros.errors import CameraError, ConfigError, MapError, SegmentError
 from feat_ros.geometry import Rigid3d, rotation_from_quat_xyzw
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 
-FORMAT = 'feat_ros map 1'
+FORMAT = 'feat_ros map 2'
 _BLOCK_BYTES = 1 << 20
+# Segments whose files are open at once: a process may have some thousand.
+_OPEN_SEGMENTS = 32
 
 # Every array of a segment: type and shape for P points, I images, O observations and descriptors
 # of D values. Names are UTF-8 bytes of any width.
@@ -107,7 +111,7 @@ class Manifest(Config):
     extractor: ExtractorInfo = option(ExtractorInfo, 'what made the descriptors')
     pose_noise: PoseNoise = option(PoseNoise, 'measured by leaving images out')
     segments: list[dict[str, Any]] = option(list, 'the segments, in order of their points')
-    retrieval: dict[str, Any] = option(dict, 'options and arrays of image retrieval')
+    retrieval: dict[str, Any] = option(dict, 'options, codebook and inverted files')
     measured: dict[str, Any] = option(dict, 'figures of the build')
     provenance: dict[str, Any] = option(dict, 'inputs, options and versions of the build')
 
@@ -120,7 +124,9 @@ class Segment:
     :ivar point_covariance: (P, 3, 3) float64.
     :ivar point_descriptors: (P, D) float32, unit length.
     :ivar image_cam_from_map: I poses.
-    :ivar image_points: for each image its (point, pixel) observations: (n,) and (n, 2).
+    :ivar image_observations: for each image its points and pixels: (n,) and (n, 2).
+    :ivar descriptor_scale: of which descriptors are whole multiples, where they are read from a
+        map: so they are written as they were.
     """
 
     points_xyz: Float
@@ -132,24 +138,35 @@ class Segment:
     image_cam_from_map: list[Rigid3d]
     image_observations: list[tuple[Ids, npt.NDArray[np.float32]]]
     cameras: list[Camera]
+    descriptor_scale: float | None = None
 
 
 class CheckedArray:
-    """Rows of a ``.npy`` file, memory-mapped; a block's hash is checked when it is first read."""
+    """Rows of a ``.npy`` file, memory-mapped; a block's hash is checked when it is first read.
 
-    def __init__(self, path: Path, entry: Mapping[str, Any]) -> None:
-        self._path = path
+    :param error: makes what is raised of its sentence.
+    """
+
+    def __init__(
+        self, path: Path, entry: Mapping[str, Any], error: Callable[[str], MapError] = MapError
+    ) -> None:
+        self._path, self._error = path, error
         dtype, shape = np.dtype(entry['dtype']), tuple(entry['shape'])
+        self.dtype, self.shape = dtype, shape
         try:
             self._rows = np.lib.format.open_memmap(path, mode='r')
         except FileNotFoundError:
-            raise MapError(f'{path} is missing: copy the whole map again or rebuild it') from None
-        except OSError as error:
-            raise MapError(f'{path} cannot be read: {error.strerror or error}') from None
-        except (ValueError, SyntaxError, TokenError) as error:  # what NumPy says of a bad header
-            raise MapError(f'{path} is not the array it should be ({error}): rebuild it') from None
+            raise self._error(
+                f'{path} is missing: copy the whole map again or rebuild it'
+            ) from None
+        except OSError as why:
+            raise self._error(f'{path} cannot be read: {why.strerror or why}') from None
+        except (ValueError, SyntaxError, TokenError) as why:  # what NumPy says of a bad header
+            raise self._error(
+                f'{path} is not the array it should be ({why}): rebuild it'
+            ) from None
         if self._rows.dtype != dtype or self._rows.shape != shape:
-            raise MapError(
+            raise self._error(
                 f'{path} holds {self._rows.dtype} {self._rows.shape}, its manifest says '
                 f'{dtype} {shape}: copy the whole map again or rebuild it'
             )
@@ -157,7 +174,7 @@ class CheckedArray:
         self._bytes = self._rows.reshape(-1).view(np.uint8)
         self._hashes: list[str] = entry['blocks']
         if len(self._hashes) != -(-self._bytes.size // _BLOCK_BYTES):
-            raise MapError(f'the manifest has too few block hashes for {path}: rebuild the map')
+            raise error(f'the manifest has too few block hashes for {path}: rebuild the map')
         self._checked = np.zeros(len(self._hashes), bool)
         self._all_checked = not self._hashes
 
@@ -188,6 +205,16 @@ class CheckedArray:
             self._check(np.concatenate([first, last]))
         return np.asarray(self._rows[rows])
 
+    def checked(self, starts: Ids, stops: Ids) -> Array:
+        """Return all rows, of which those of the given runs are checked; errors as for a slice."""
+        if not self._all_checked and len(starts):
+            first = starts * self._row_bytes // _BLOCK_BYTES
+            counts = np.maximum(stops * self._row_bytes - 1, 0) // _BLOCK_BYTES - first + 1
+            counts[stops <= starts] = 0
+            ends = np.cumsum(counts)
+            self._check(np.arange(ends[-1]) + np.repeat(first - ends + counts, counts))
+        return np.asarray(self._rows)
+
     def verify(self) -> None:
         """Check every block; errors as for a slice."""
         self._check(np.arange(len(self._hashes)))
@@ -198,7 +225,7 @@ class CheckedArray:
         for block in np.flatnonzero(wanted & ~self._checked):
             part = self._bytes[block * _BLOCK_BYTES : (block + 1) * _BLOCK_BYTES]
             if _hash(part) != self._hashes[block]:
-                raise MapError(
+                raise self._error(
                     f'{self._path} is damaged in block {block} (MiB): copy the map again, or '
                     'rebuild it; "feat_ros map info --verify" checks all of it'
                 )
@@ -209,7 +236,9 @@ class CheckedArray:
 class _OpenSegment:
     """A segment's arrays and what is derived from them."""
 
-    def __init__(self, folder: Path, info: SegmentInfo, descriptor_dim: int) -> None:
+    def __init__(
+        self, folder: Path, info: SegmentInfo, descriptor_dim: int, number: int
+    ) -> None:  # fmt: skip
         if set(info.arrays) != set(ARRAYS):
             odd = sorted(set(info.arrays) ^ set(ARRAYS))
             raise MapError(f'the manifest of {folder} is wrong about array {odd[0]!r}: rebuild it')
@@ -232,11 +261,16 @@ class _OpenSegment:
                     f'the manifest gives {folder / name}.npy as {entry["dtype"]} '
                     f'{entry["shape"]}, it should be {dtype} {shape}: rebuild the map'
                 )
-            self.arrays[name] = CheckedArray(folder / f'{name}.npy', entry)
+            self.arrays[name] = CheckedArray(
+                folder / f'{name}.npy', entry, partial(SegmentError, segment=number)
+            )
 
 
 class SfmMap:
     """An opened map; points and images of all segments are numbered through.
+
+    All segments are checked when the map is opened; the files of those that are not used are
+    closed again, and opened when something of them is asked for.
 
     :ivar path: the folder.
     :ivar manifest: see :class:`Manifest`.
@@ -248,14 +282,21 @@ class SfmMap:
         self.manifest = read_manifest(self.path)
         dim = self.manifest.extractor.descriptor_dim
         try:
-            infos = [config.from_dict(SegmentInfo, entry) for entry in self.manifest.segments]
-            self._segments = [_OpenSegment(self.path / info.name, info, dim) for info in infos]
+            self._infos = [config.from_dict(SegmentInfo, e) for e in self.manifest.segments]
+
+            def open_segment(number: int) -> _OpenSegment:
+                info = self._infos[number]
+                return _OpenSegment(self.path / info.name, info, dim, number)
+
+            self._segment = lru_cache(maxsize=_OPEN_SEGMENTS)(open_segment)
+            for number in range(len(self._infos)):
+                self._segment(number)
         except (ConfigError, CameraError, KeyError, TypeError) as error:
             raise MapError(
                 f'manifest of map {self.path} is damaged ({error}): rebuild it'
             ) from None
-        self._point_start = _starts([info.num_points for info in infos])
-        self._image_start = _starts([info.num_images for info in infos])
+        self._point_start = _starts([info.num_points for info in self._infos])
+        self._image_start = _starts([info.num_images for info in self._infos])
 
     @property
     def num_points(self) -> int:
@@ -270,14 +311,14 @@ class SfmMap:
     @property
     def num_observations(self) -> int:
         """Number of keypoints that saw a point."""
-        return sum(segment.info.num_observations for segment in self._segments)
+        return sum(info.num_observations for info in self._infos)
 
     def _split(self, ids: Ids, starts: Ids) -> Iterator[tuple[_OpenSegment, Array, Ids]]:
         """Yield each segment with the positions in ``ids`` that are its, and their own numbers."""
         owner = np.searchsorted(starts, ids, side='right') - 1
         for number in np.unique(owner):
             at = np.flatnonzero(owner == number)
-            yield self._segments[number], at, ids[at] - starts[number]
+            yield self._segment(int(number)), at, ids[at] - starts[number]
 
     def points(self, ids: Ids) -> tuple[Float, Float]:
         """Coordinates (N, 3) and covariances (N, 3, 3) of points (N,), metres."""
@@ -300,32 +341,33 @@ class SfmMap:
 
     def camera(self, image: int) -> Camera:
         """Camera of an image."""
-        segment, row = self._locate(image)
+        segment, row, _ = self._locate(image)
         return segment.cameras[int(segment.arrays['image_camera'][row : row + 1][0])]
 
     def image_name(self, image: int) -> str:
         """File name of an image."""
-        segment, row = self._locate(image)
+        segment, row, _ = self._locate(image)
         return bytes(segment.arrays['image_names'][row : row + 1][0]).decode()
 
     def image_poses(self) -> tuple[Float, Float]:
         """Rotations (I, 3, 3) and translations (I, 3) of ``cam_from_map`` of all images."""
-        quats = [segment.arrays['image_quat_xyzw'][:] for segment in self._segments]
-        translations = [segment.arrays['image_translation'][:] for segment in self._segments]
+        quats, translations = [], []
+        for segment in map(self._segment, range(len(self._infos))):
+            quats.append(segment.arrays['image_quat_xyzw'][:])
+            translations.append(segment.arrays['image_translation'][:])
         return rotation_from_quat_xyzw(np.concatenate(quats)), np.concatenate(translations)
 
     def cam_from_map(self, image: int) -> Rigid3d:
         """Pose of an image."""
-        segment, row = self._locate(image)
+        segment, row, _ = self._locate(image)
         quat = segment.arrays['image_quat_xyzw'][row : row + 1][0]
         return Rigid3d.from_quat_xyzw(quat, segment.arrays['image_translation'][row : row + 1][0])
 
     def observations(self, image: int) -> tuple[Ids, npt.NDArray[np.float32]]:
         """Points (n,) that an image saw, and the pixels (n, 2) where."""
-        segment, row = self._locate(image)
+        segment, row, first_point = self._locate(image)
         start, stop = segment.arrays['observation_offsets'][row : row + 2]
-        offset = self._point_start[self._segments.index(segment)]
-        points = segment.arrays['observation_points'][start:stop].astype(np.int64) + offset
+        points = segment.arrays['observation_points'][start:stop].astype(np.int64) + first_point
         return points, np.asarray(segment.arrays['observation_pixels'][start:stop])
 
     def points_of_images(self, images: Ids) -> Ids:
@@ -335,27 +377,72 @@ class SfmMap:
         seen = [self.observations(int(image))[0] for image in images]
         return np.unique(np.concatenate(seen)) if seen else np.zeros(0, np.int64)
 
-    def _locate(self, image: int) -> tuple[_OpenSegment, int]:
+    def segments_of_images(self) -> Ids:
+        """Segment (I,) that each image belongs to."""
+        return np.repeat(np.arange(len(self._infos)), np.diff(self._image_start))
+
+    def read_segment(self, number: int) -> Segment:
+        """Read a whole segment.
+
+        :raises MapError: see :class:`CheckedArray`.
+        """
+        segment, first = self._segment(number), int(self._image_start[number])
+        arrays = {name: array[:] for name, array in segment.arrays.items()}
+        starts = arrays['observation_offsets'].tolist()
+        runs = [slice(*bounds) for bounds in itertools.pairwise(starts)]
+        scale = np.float32(segment.info.descriptor_scale)
+        return Segment(
+            points_xyz=arrays['points_xyz'] + segment.origin,
+            point_covariance=arrays['point_covariance'][:, _FULL].astype(float),
+            point_descriptors=arrays['point_descriptors'] * scale,
+            point_stability=arrays['point_stability'],
+            image_names=[self.image_name(first + n) for n in range(segment.info.num_images)],
+            image_camera=arrays['image_camera'].tolist(),
+            image_cam_from_map=[
+                self.cam_from_map(first + n) for n in range(segment.info.num_images)
+            ],
+            image_observations=[
+                (arrays['observation_points'][run].astype(np.int64),
+                 arrays['observation_pixels'][run])
+                for run in runs
+            ],
+            cameras=list(segment.cameras),
+            descriptor_scale=segment.info.descriptor_scale,
+        )  # fmt: skip
+
+    def _locate(self, image: int) -> tuple[_OpenSegment, int, int]:
+        """Return an image's segment, its number in it, and the segment's first point."""
         number = int(np.searchsorted(self._image_start, image, side='right')) - 1
-        return self._segments[number], image - int(self._image_start[number])
+        first = int(self._point_start[number])
+        return self._segment(number), image - int(self._image_start[number]), first
 
     def verify(self) -> None:
         """Read and check all content.
 
         :raises MapError: names the first damaged file.
         """
-        for segment in self._segments:
+        for segment in map(self._segment, range(len(self._infos))):
             for array in segment.arrays.values():
                 array.verify()
-        self.retrieval_arrays()
+        for arrays in (self.retrieval_arrays(), *self.retrieval_files()):
+            for array in arrays.values():
+                array.verify()
 
-    def retrieval_arrays(self) -> dict[str, Array]:
-        """Arrays of the retrieval index by name, checked; none in a map that has no index.
+    def retrieval_arrays(self) -> dict[str, CheckedArray]:
+        """Arrays of the retrieval codebook by name; none in a map that has no index.
 
-        :raises MapError: a missing or damaged file.
+        :raises MapError: a missing or cut file.
         """
-        folder, entries = self.path / 'retrieval', self.manifest.retrieval.get('arrays', {})
-        return {n: CheckedArray(folder / f'{n}.npy', entry)[:] for n, entry in entries.items()}
+        return self._retrieval('', self.manifest.retrieval.get('arrays', {}))
+
+    def retrieval_files(self) -> list[dict[str, CheckedArray]]:
+        """Arrays of each inverted file by name; errors as for the codebook."""
+        files = self.manifest.retrieval.get('files', [])
+        return [self._retrieval(file['name'], file['arrays']) for file in files]
+
+    def _retrieval(self, name: str, entries: Mapping[str, Any]) -> dict[str, CheckedArray]:
+        folder = self.path / 'retrieval' / name
+        return {n: CheckedArray(folder / f'{n}.npy', entry) for n, entry in entries.items()}
 
     def check_extractor(self, name: str, weights_sha256: str | None = None) -> None:
         """Check that features of this extractor can be matched with the map.
@@ -442,7 +529,7 @@ def write_segment(folder: Path, segment: Segment) -> SegmentInfo:
     """
     counts = [len(points) for points, _ in segment.image_observations]
     origin = np.round(np.median(segment.points_xyz, axis=0))
-    scale = float(np.abs(segment.point_descriptors).max()) / 127
+    scale = segment.descriptor_scale or float(np.abs(segment.point_descriptors).max()) / 127
     names = np.array([name.encode() for name in segment.image_names])
     arrays = {
         'points_xyz': segment.points_xyz - origin,

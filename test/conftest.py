@@ -18,6 +18,7 @@ import pytest
 from feat_ros import config
 from feat_ros.camera import Camera
 from feat_ros.colmap_files import PosedImage
+from feat_ros.errors import SegmentError
 from feat_ros.extractors import create_extractor
 from feat_ros.geometry import Rigid3d, so3_exp
 from feat_ros.image import Image, write_png
@@ -186,6 +187,13 @@ def random_segment(
         ],
         cameras=[CAMERA, Camera('PINHOLE', 640 + seed, 480, (500, 501, 320, 240))],
     )
+
+
+class Whole:
+    """Makes of a stand-in for a localizer one whose map has no segment to leave out."""
+
+    def leave_out(self, error: SegmentError) -> bool:
+        raise AssertionError(error)
 
 
 def write_map(folder: Path, segments: Sequence[Segment], **manifest: Any) -> Path:

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import random_segment, write_map
 
 from feat_ros.errors import ConfigError, MapError
-from feat_ros.retrieval import asmk
+from feat_ros.map_index import open_index, write_index
+from feat_ros.retrieval import asmk, inverted_file
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, default_num_words, train_codebook
+from feat_ros.retrieval.inverted_file import hamming, InvertedFile, whole
 from feat_ros.retrieval.words import nearest_words, VisualWords
+from feat_ros.sfm_map import SfmMap
 from feat_ros.types import Float32
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
@@ -94,15 +100,160 @@ def test_inverted_file_holds_the_words_of_every_image() -> None:
     rng = np.random.default_rng(5)
     codebook = small_integers(rng, 9, 16)
     images = [small_integers(rng, n, 16) for n in (12, 0, 25)]
-    index = AsmkIndex.build(codebook, images)
+    (file,) = AsmkIndex.build(codebook, images).files
     wanted = [aggregated(image.tolist(), codebook.tolist(), 1) for image in images]
-    assert index.words_per_image.tolist() == [len(words) for words in wanted]
-    for word in range(len(codebook)):
-        entries = slice(index.word_starts[word], index.word_starts[word + 1])
-        holders = [i for i, words in enumerate(wanted) if word in words]
-        assert index.image_ids[entries].tolist() == holders
-        signs = np.unpackbits(index.bits[entries], axis=1).astype(int) * 2 - 1
-        assert signs.tolist() == [wanted[i][word] for i in holders]
+    assert file.words_per_image.tolist() == [len(words) for words in wanted]
+    words, ids, signatures = file.entries()
+    signs = np.unpackbits(signatures, axis=1).astype(int) * 2 - 1
+    found = {
+        (w, i): s for w, i, s in zip(words.tolist(), ids.tolist(), signs.tolist(), strict=True)
+    }
+    assert found == {(w, i): s for i, image in enumerate(wanted) for w, s in image.items()}
+    assert list(zip(words, ids, strict=True)) == sorted(found)
+
+
+@pytest.mark.parametrize('num_images', [1, 255, 256, 257, 5000])
+def test_lists_of_images_come_back(num_images: int) -> None:
+    """Whatever gaps are between them, each list is what it was, for all words and for some."""
+    rng = np.random.default_rng(num_images)
+    lists = [
+        np.flatnonzero(rng.random(num_images) < share).tolist()
+        for share in (0, 0.001, 0.02, 0.5, 1, 0, 1 / num_images)
+    ]
+    words = np.repeat(np.arange(7), [len(images) for images in lists])
+    ids = np.array([image for images in lists for image in images], np.int64)
+    mixed = rng.permutation(len(ids))
+    signatures = rng.integers(256, size=(len(ids), 2), dtype=np.uint8)
+    file = InvertedFile.of_entries(7, num_images, words[mixed], ids[mixed], signatures[mixed])
+    assert_same(file.entries(), (words, ids, signatures))
+    for some in ([3], [1, 4], [0, 5], []):
+        seen = file.similarities(
+            np.array(some, np.int64), np.zeros((len(some), 2), np.uint8), np.ones(17)
+        )
+        assert seen.tolist() == [sum(i in lists[w] for w in some) for i in range(num_images)]
+
+
+def test_images_in_several_files_are_numbered_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    codebook = small_integers(rng, 9, 16)
+    images = [small_integers(rng, n, 16) for n in (12, 0, 25, 7, 30)]
+    one = AsmkIndex.build(codebook, images)
+    monkeypatch.setattr(asmk, 'MOST_IMAGES', 2)
+    several = AsmkIndex.build(codebook, images)
+    assert [file.num_images for file in several.files] == [2, 2, 1]
+    for query in images:
+        assert_same(several.search(query, 5), one.search(query, 5))
+
+
+def assert_same(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
+def test_adding_and_removing_are_as_building_anew() -> None:
+    """A hundred steps; after each the scores are those of an index of what is there."""
+    rng = np.random.default_rng(7)
+    codebook = small_integers(rng, 9, 16)
+    config = AsmkConfig(query_assignments=2)
+    index = AsmkIndex.build(codebook, [], config)
+    there: dict[int, Float32] = {}
+    query = small_integers(rng, 15, 16)
+    for step in range(100):
+        if there and step % 3 == 0:
+            gone = rng.choice(sorted(there), min(2, len(there)), replace=False)
+            index = index.without_images(gone)
+            there = {i: image for i, image in there.items() if i not in gone}
+        elif step % 7 == 1:
+            kept = sorted(there)
+            numbers = np.full(index.num_images, -1)
+            numbers[kept] = rng.permutation(len(kept) + 3)[: len(kept)]
+            index = index.renumbered(numbers, len(kept) + 3)
+            there = {int(numbers[i]): there[i] for i in kept}
+            assert len(index.files) == 1
+        else:
+            new = [small_integers(rng, n, 16) for n in rng.integers(0, 20, rng.integers(1, 3))]
+            there |= dict(enumerate(new, index.num_images))
+            index = index.with_images(new)
+        ids, scores = index.search(query, index.num_images)
+        anew = AsmkIndex.build(codebook, [there[i] for i in sorted(there)], config)
+        places, wanted = anew.search(query, len(there) + 1)
+        assert ids.tolist() == [sorted(there)[place] for place in places]
+        assert scores.tolist() == wanted.tolist()
+
+
+def test_only_images_that_are_there_can_be_removed() -> None:
+    index = AsmkIndex.build(ORIGIN, [ONE_NEGATIVE])
+    for image in (-1, 1):
+        with pytest.raises(MapError, match=rf'images \[{image}\] are not all among the 1'):
+            index.without_images([image])
+
+
+@pytest.mark.parametrize('dim', [64, 128, 256])
+def test_all_ways_to_add_up_agree(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled or not, at once or in small runs, by one thread or three."""
+    rng = np.random.default_rng(dim)
+    index = AsmkIndex.build(
+        rng.normal(size=(30, dim)).astype(np.float32),
+        [rng.normal(size=(40, dim)) for _ in range(300)],
+    )
+    words, bits = index.assign(rng.normal(size=(25, dim)))
+    monkeypatch.setattr(inverted_file, '_WORTH_COMPILING', 0)
+    for compiled in (None, importlib.util.find_spec('numba')):
+        monkeypatch.setattr(inverted_file, 'find_spec', lambda _, found=compiled: found)
+        for at_once in (1, 100, 1 << 16):
+            monkeypatch.setattr(inverted_file, '_ENTRIES_AT_ONCE', at_once)
+            for threads in (1, 3):
+                ids, scores = index.score(words, bits, 300, threads)
+                wanted = [one_score(index, words, bits, image) for image in ids]
+                np.testing.assert_allclose(scores, wanted, rtol=1e-12)
+                assert len(ids) > 200
+
+
+def one_score(index: AsmkIndex, words: Any, bits: Any, image: int) -> float:
+    word, ids, signatures = index.files[0].entries()
+    held = {
+        w: np.unpackbits(s) for w, i, s in zip(word, ids, signatures, strict=True) if i == image
+    }
+    cosines = [
+        1 - 2 * np.mean(held[w] != np.unpackbits(b))
+        for w, b in zip(words, bits, strict=True)
+        if w in held
+    ]
+    return float(sum(max(c, 0) ** 3 for c in cosines) / math.sqrt(len(held) * len(words)))
+
+
+@pytest.mark.parametrize('top_k', [1, 7, 50, 3000])
+def test_the_best_of_many_scores(top_k: int) -> None:
+    """Many equal ones among them, and fewer above zero than are asked for."""
+    rng = np.random.default_rng(top_k)
+    for scores in (rng.integers(0, 40, 5000) / 40, rng.random(5000) * (rng.random(5000) < 0.01)):
+        order = sorted(np.flatnonzero(scores), key=lambda i: (-scores[i], i))[:top_k]
+        ids, best = asmk._best(scores, top_k)
+        assert ids.tolist() == [int(i) for i in order]
+        assert best.tolist() == scores[ids].tolist()
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_lists_that_do_not_fit_together_are_named(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiled:
+        pytest.importorskip('numba', reason='the extra fast is not installed')
+    else:
+        monkeypatch.setattr(inverted_file, 'find_spec', lambda _: None)
+    monkeypatch.setattr(inverted_file, '_WORTH_COMPILING', 0)
+    rng = np.random.default_rng(8)
+    index = AsmkIndex.build(
+        rng.normal(size=(3, 64)).astype(np.float32), [rng.normal(size=(9, 64)) for _ in range(5)]
+    )
+    arrays = index.files[0].arrays()
+    for name, changed in [
+        ('id_highs', arrays['id_highs'] * 0), ('id_highs', arrays['id_highs'] | 255),
+        ('id_lows', arrays['id_lows'] | 255),
+    ]:  # fmt: skip
+        damaged = replace(index, files=(InvertedFile.from_arrays({**arrays, name: changed}),))
+        with pytest.raises(MapError, match='lists of an inverted file do not fit together'):
+            damaged.search(rng.normal(size=(9, 64)), 3)
 
 
 # ---------------------------------------------------------------- cases worked out by hand
@@ -167,7 +318,7 @@ def test_equal_scores_come_by_image_id() -> None:
 def test_words_never_used_match_nothing() -> None:
     codebook = np.stack([np.full(8, value, np.float32) for value in (0, 1000, 2000)])
     index = AsmkIndex.build(codebook, [ONE_NEGATIVE], AsmkConfig(query_assignments=1))
-    assert index.word_starts.tolist() == [0, 1, 1, 1]
+    assert index.files[0].word_starts.tolist() == [0, 1, 1, 1]
     assert index.search(1001 * ALL_POSITIVE, 1)[0].tolist() == []
     assert index.search(np.vstack([ONE_NEGATIVE, 1001 * ALL_POSITIVE]), 1)[0].tolist() == [0]
 
@@ -197,7 +348,9 @@ def test_hamming_distance_counts_differing_bits(
         sum(bin(x ^ y).count('1') for x, y in zip(p, q, strict=True))
         for p, q in zip(a.tolist(), b.tolist(), strict=True)
     ]
-    assert asmk._hamming(a, b).tolist() == wanted
+    assert hamming(a.copy(), b, np.ones(50, np.int64)).tolist() == wanted
+    each = hamming(a.copy(), b[[0, 3]], np.array([20, 30])).tolist()
+    assert each == hamming(a.copy(), b[np.repeat([0, 3], [20, 30])], np.ones(50, int)).tolist()
 
 
 def test_assignment_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,9 +402,10 @@ def test_an_index_of_many_words_finds_what_all_distances_find() -> None:
     codebook, rows = many_words(rng)
     images = [rows[rng.permutation(400)[:60]] for _ in range(12)]
     index = AsmkIndex.build(codebook, images, AsmkConfig(probed_parts=99))
-    query = aggregated_fast(images[3], index.codebook, 5)
+    query = aggregated_fast(images[3], whole(index.codebook), 5)
     wanted = [
-        similarity(query, aggregated_fast(image, index.codebook, 1), 3.0, 0.0) for image in images
+        similarity(query, aggregated_fast(image, whole(index.codebook), 1), 3.0, 0.0)
+        for image in images
     ]
     ids, scores = index.search(images[3], 12)
     np.testing.assert_allclose(scores, [wanted[i] for i in ids], rtol=1e-12)
@@ -346,31 +500,59 @@ def some_index() -> tuple[AsmkIndex, list[npt.NDArray[np.float64]]]:
     return AsmkIndex.build(codebook, images, config), images
 
 
-def test_round_trip_through_memory_mapped_files(tmp_path: Path) -> None:
+def test_round_trip_through_a_map_folder(tmp_path: Path) -> None:
     index, images = some_index()
-    for name, array in index.arrays().items():
-        np.save(tmp_path / f'{name}.npy', array, allow_pickle=False)
-    arrays = {path.stem: np.load(path, mmap_mode='r') for path in tmp_path.iterdir()}
-    again = AsmkIndex.from_arrays(arrays, index.config)
+    index = index.with_images(images[:1])
+    write_map(
+        tmp_path / 'map',
+        [random_segment(1)],
+        retrieval=write_index(tmp_path / 'map' / 'retrieval', index),
+    )
+    again = open_index(SfmMap(tmp_path / 'map'))
+    assert again is not None and again.config == index.config and again.num_images == 5
     for query in images:
-        for ours, theirs in zip(again.search(query, 3), index.search(query, 3), strict=True):
-            assert ours.tolist() == theirs.tolist()
+        assert_same(again.search(query, 3), index.search(query, 3))
+
+
+def test_a_damaged_list_is_found_when_it_is_read(tmp_path: Path) -> None:
+    folder, (index, images) = tmp_path / 'map' / 'retrieval', some_index()
+    write_map(tmp_path / 'map', [random_segment(1)], retrieval=write_index(folder, index))
+    for name in ('signatures', 'id_lows', 'id_highs'):
+        path = folder / 'file-0000' / f'{name}.npy'
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 8]))
+        opened = open_index(SfmMap(tmp_path / 'map'))
+        assert opened is not None
+        with pytest.raises(MapError, match=rf'{name}\.npy is damaged in block 0'):
+            opened.search(np.concatenate(images), 3)
+        path.write_bytes(whole)
+
+
+def test_a_map_without_an_index(tmp_path: Path) -> None:
+    assert open_index(SfmMap(write_map(tmp_path / 'map', [random_segment(1)]))) is None
 
 
 def test_building_repeats() -> None:
-    first, second = some_index()[0].arrays(), some_index()[0].arrays()
-    for name, array in first.items():
-        assert np.array_equal(array, second[name])
+    first, second = some_index()[0], some_index()[0]
+    for ours, theirs in ((first, second), (first.files[0], second.files[0])):
+        for name, array in ours.arrays().items():
+            assert np.array_equal(array, theirs.arrays()[name])
 
 
 @pytest.mark.parametrize(
     ('name', 'change', 'message'),
     [
-        ('bits', lambda a: a[:-1], r'array bits is uint8 \(\d+, 2\), not uint8 \(\d+, 2\)'),
-        ('bits', lambda a: a[:, :1], 'array bits is uint8'),
-        ('image_ids', lambda a: a.astype(np.int64), 'array image_ids is int64 .* not int32'),
-        ('image_ids', lambda a: a[:-1], 'array bits'),
-        ('word_starts', lambda a: a[:-1], 'array word_starts is int64'),
+        (
+            'signatures',
+            lambda a: a[:-1],
+            r'array signatures is uint8 \(\d+, 2\), not uint8 \(\d+, 2\)',
+        ),
+        ('signatures', lambda a: a[:, :1], 'array signatures is uint8'),
+        ('id_lows', lambda a: a.astype(np.int64), 'array id_lows is int64 .* not uint8'),
+        ('id_lows', lambda a: a[:-1], 'array signatures'),
+        ('id_highs', lambda a: a[:-1], 'high_starts does not divide'),
+        ('high_starts', lambda a: a[:-1], 'array high_starts is int64'),
+        ('word_starts', lambda a: a[:-1], 'array high_starts is int64'),
         ('word_starts', lambda a: a + 1, 'word_starts does not divide'),
         ('word_starts', lambda a: np.r_[a[0], a[-2:0:-1], a[-1]], 'word_starts does not divide'),
         ('part_starts', lambda a: a[:0], 'array part_starts is'),
@@ -381,21 +563,37 @@ def test_building_repeats() -> None:
         ('codebook', lambda a: a.astype(float), 'array codebook is float64'),
         ('codebook', lambda a: a[:0], r'codebook is float32 \(0, 16\)'),
         ('codebook', lambda a: a[:, :12], 'descriptors have 12 dimensions'),
+        ('codebook', lambda a: a[:, :8], 'array part_centers'),
     ],
 )
 def test_damaged_arrays_are_refused(name: str, change: Callable[[Any], Any], message: str) -> None:
     index, _ = some_index()
-    arrays = index.arrays()
+    codebook, file = index.arrays(), index.files[0].arrays()
+    part = codebook if name in codebook else file
+    part[name] = change(part[name])
     with pytest.raises(MapError, match=message):
-        AsmkIndex.from_arrays({**arrays, name: change(arrays[name])})
+        AsmkIndex.from_arrays(codebook, [InvertedFile.from_arrays(file)])
+
+
+def test_files_of_another_codebook_are_refused() -> None:
+    index, _ = some_index()
+    codebook = whole(index.codebook)
+    for other in (codebook[:-1], np.repeat(codebook, 2, axis=1)):
+        with pytest.raises(MapError, match=r'array (word_starts|signatures) is'):
+            replace(AsmkIndex.build(other, []), files=index.files)
 
 
 def test_missing_and_unknown_arrays_are_refused() -> None:
-    arrays = some_index()[0].arrays()
+    index, _ = some_index()
+    arrays = index.files[0].arrays()
     with pytest.raises(MapError, match=r'retrieval needs the arrays codebook, .* got none'):
-        AsmkIndex.from_arrays({})
-    with pytest.raises(MapError, match='got bits, codebook, extra, image_ids'):
-        AsmkIndex.from_arrays({**arrays, 'extra': arrays['bits']})
+        AsmkIndex.from_arrays({}, [])
+    with pytest.raises(MapError, match=r'retrieval needs .* got codebook, extra, part_centers'):
+        AsmkIndex.from_arrays({**index.arrays(), 'extra': index.codebook}, [])
+    with pytest.raises(MapError, match=r'inverted file needs the arrays word_starts.* got none'):
+        InvertedFile.from_arrays({})
+    with pytest.raises(MapError, match='got extra, high_starts'):
+        InvertedFile.from_arrays({**arrays, 'extra': arrays['id_lows']})
 
 
 # ---------------------------------------------------------------- input that cannot be used

@@ -149,7 +149,6 @@ LOCALIZE = [
     ('missing array', lambda w: _array(w, 'points_xyz').unlink(), r'xyz.npy is missing: co'),
     ('cut array', lambda w: _cut(_array(w, 'point_descriptors')), r'descriptors.npy is n'),
     ('flipped bit', lambda w: _flip_bit(_array(w, 'points_xyz')), r'damaged in block 0 .*rebui'),
-    ('flipped bit in index', lambda w: _flip_bit(w / 'map/retrieval/bits.npy'), r'is damaged'),
     ('pickle', _pickle, r'points_xyz.npy is not the array it should be'),
     ('array a folder', lambda w: (_array(w, 'image_names').unlink(),
                                   _array(w, 'image_names').mkdir()), r'names.npy cannot be r'),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CAMERA, random_segment, write_map
+from conftest import CAMERA, random_segment, Whole, write_map
 from test_bags import header, image_values, pose_values, transform_values
 from test_replay import CAM_FROM_BASE, info_message
 
@@ -333,7 +333,7 @@ def test_what_is_replaced_is_not_decoded() -> None:
     decoded: list[int] = []
     records: list[FrameRecord] = []
 
-    class Slow:
+    class Slow(Whole):
         def localize_rig(self, views: Any, prior: Any = None) -> Any:
             raise AssertionError('never decoded')
 

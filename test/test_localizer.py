@@ -27,6 +27,7 @@ from feat_ros.localizer import (
     Localizer,
     LocalizerConfig,
     needed_inliers,
+    open_localizer,
 )
 from feat_ros.pose_error import normalised_error_squared, pose_error
 from feat_ros.sfm_map import PoseNoise, read_manifest, Segment, SfmMap, write_manifest
@@ -281,14 +282,16 @@ def test_retrieval_is_left_away_where_it_is_of_no_use(room_map: SfmMap, tmp_path
     assert create_retriever(without, LocalizerConfig(retrieved_images=3)) is None
 
 
-def test_a_damaged_index_is_refused(room_map: SfmMap, tmp_path: Path) -> None:
+def test_a_damaged_index_is_refused(room_map: SfmMap, query: Image, tmp_path: Path) -> None:
+    """When the damaged part is read, which at the size of a city is not when it is opened."""
     shutil.copytree(room_map.path, tmp_path / 'map')
-    path = tmp_path / 'map' / 'retrieval' / 'bits.npy'
+    path = tmp_path / 'map' / 'retrieval' / 'file-0000' / 'signatures.npy'
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(MapError, match=r'bits\.npy is damaged in block 0'):
-        create_retriever(SfmMap(tmp_path / 'map'), LocalizerConfig(retrieved_images=3))
+    localizer = open_localizer(tmp_path / 'map', LocalizerConfig(retrieved_images=3))
+    with pytest.raises(MapError, match=r'signatures\.npy is damaged in block 0'):
+        localizer.localize(query, CAMERA)
 
 
 # ---------------------------------------------------------------- reasons

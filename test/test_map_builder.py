@@ -486,9 +486,14 @@ def test_left_overs_in_the_folder_of_an_interrupted_build(
     out = tmp_path / 'map'
     with pytest.raises(KeyboardInterrupt):
         build(scene, six, out, Counting(), progress=interrupt_at('check', 2))
-    for name in ('segment-0000/points_xyz.npy', 'retrieval/bits.npy', 'sfm.db', 'sfm/images.bin'):
+    for name in (
+        'segment-0000/points_xyz.npy',
+        'retrieval/file-0000/signatures.npy',
+        'sfm.db',
+        'sfm/images.bin',
+    ):
         path = partial_path(out) / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b'half')
     (partial_path(out) / 'manifest.json.tmp').write_text('{')
     build(scene, six, out, Counting())

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CAMERA, Scene, walk
+from conftest import CAMERA, Scene, walk, Whole
 
-from feat_ros.errors import ConfigError, ImageError
+from feat_ros.errors import ConfigError, ImageError, SegmentError
 from feat_ros.extractors import create_extractor
 from feat_ros.geometry import Rigid3d, rotation_angle_deg, so3_exp, so3_log
 from feat_ros.image import Image
@@ -40,7 +40,7 @@ COVARIANCE = np.diag([1e-6] * 3 + [1e-8] * 3)
 LOST = PoseFailure(FailureReason.TOO_FEW_MATCHES, 'it is dark', num_matches=3, ms={'match': 2.0})
 
 
-class Script:
+class Script(Whole):
     """A localizer that says what it is told, and keeps what it was asked."""
 
     def __init__(self, *answers: LocalizationResult) -> None:
@@ -57,7 +57,7 @@ class Script:
         return self.answers.pop(0)
 
 
-class Gate:
+class Gate(Whole):
     """A localizer that waits in the middle until it is let go."""
 
     def __init__(self, answer: LocalizationResult) -> None:
@@ -589,7 +589,7 @@ def test_a_bad_image_of_a_moment_does_not_cost_the_other() -> None:
     assert not records.all
 
 
-class Broken:
+class Broken(Whole):
     """A localizer that raises."""
 
     def __init__(self, error: Exception) -> None:
@@ -616,6 +616,50 @@ def test_an_unusable_image_does_not_end_the_thread() -> None:
     ] * 2
     snapshot = server.snapshot()
     assert (snapshot.frames, snapshot.failed, snapshot.last_problem) == (3, 3, 'image is 2x2')
+
+
+class Holed(Whole):
+    """A localizer of a map whose segment 2 is gone; it is asked to do without once or not."""
+
+    def __init__(self, can_do_without: bool) -> None:
+        self.can_do_without = can_do_without
+        self.left_out: list[int] = []
+
+    def leave_out(self, error: SegmentError) -> bool:
+        """Note it."""
+        self.left_out.append(error.segment)
+        return self.can_do_without and len(self.left_out) == 1
+
+    def localize_rig(
+        self, views: Sequence[View], prior: PosePrior | None = None
+    ) -> LocalizationResult:
+        """Localize without the segment, if it can be done without."""
+        if self.can_do_without and self.left_out:
+            return estimate(place(0))
+        raise SegmentError('segment-0002 is missing', 2)
+
+
+@pytest.mark.parametrize('can_do_without', [True, False])
+def test_a_segment_that_goes_is_done_without(can_do_without: bool) -> None:
+    """Live; a replay stops there."""
+    holed = Holed(can_do_without)
+    records, server = Records(), LocalizationServer(holed)
+    server.start(records)
+    for number in (1, 2):
+        server.submit(frame(number))
+        records.wait(1)
+    server.stop()
+    snapshot = server.snapshot()
+    if can_do_without:
+        assert [record.status for record in records.all] == ['localized'] * 2
+        assert (snapshot.localized, snapshot.failed, holed.left_out) == (2, 0, [2])
+    else:
+        assert [(r.reason, r.detail) for r in records.all] == [
+            (FailureReason.MAP_DAMAGED, 'segment-0002 is missing')
+        ] * 2
+        assert snapshot.failed == 2
+    with pytest.raises(SegmentError):
+        LocalizationServer(Holed(True)).process(frame(3))
 
 
 def test_a_bug_is_not_swallowed(caplog: pytest.LogCaptureFixture) -> None:
@@ -648,7 +692,7 @@ def run_threads(jobs: list[Callable[[], object]]) -> None:
     assert not errors and not any(thread.is_alive() for thread in threads)
 
 
-class Counting:
+class Counting(Whole):
     """A localizer that checks that it is never entered twice."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import pytest
 from conftest import random_segment, write_map
 from numpy.testing import assert_allclose, assert_array_equal
 
-from feat_ros.errors import MapError
+from feat_ros.errors import MapError, SegmentError
 from feat_ros.matching import mutual_nearest
 from feat_ros.sfm_map import (
     ARRAYS,
@@ -159,20 +159,79 @@ def test_pose_noise_and_retrieval_come_back(tmp_path: Path) -> None:
         'words': np.arange(12).reshape(3, 4),
         'empty': np.zeros((0, 2), np.float32),
     }
-    retrieval = {'options': {'a': 1}, 'arrays': write_arrays(folder / 'retrieval', arrays)}
+    more = {'lists': np.arange(5, dtype=np.uint8)}
+    retrieval = {
+        'options': {'a': 1},
+        'arrays': write_arrays(folder / 'retrieval', arrays),
+        'files': [{'name': 'file-7', 'arrays': write_arrays(folder / 'retrieval/file-7', more)}],
+    }
     noise = PoseNoise(0.02, 0.001)
     write_map(folder, [random_segment(1)], pose_noise=noise, retrieval=retrieval)
     sfm_map = SfmMap(folder)
     assert sfm_map.manifest.pose_noise == noise
-    for name, array in sfm_map.retrieval_arrays().items():
-        assert_array_equal(array, arrays[name])
-        assert array.dtype == arrays[name].dtype
+    (file,) = sfm_map.retrieval_files()
+    for written, read in ((arrays, sfm_map.retrieval_arrays()), (more, file)):
+        for name, array in written.items():
+            assert_array_equal(read[name][:], array)
+            assert read[name].dtype == array.dtype
     sfm_map.verify()
-    flip_bit(folder / 'retrieval' / 'words.npy')
-    again = SfmMap(folder)
-    for read in (again.verify, again.retrieval_arrays):
-        with pytest.raises(MapError, match=r'words\.npy is damaged in block 0'):
-            read()
+    for name in ('words', 'file-7/lists'):
+        flip_bit(folder / 'retrieval' / f'{name}.npy')
+        with pytest.raises(MapError, match=rf'{name}\.npy is damaged in block 0'):
+            SfmMap(folder).verify()
+        flip_bit(folder / 'retrieval' / f'{name}.npy')
+
+
+def test_runs_of_rows_are_checked(tmp_path: Path) -> None:
+    """Rows of 128 KiB, eight to a block."""
+    rows = np.random.default_rng(0).integers(0, 256, (40, 1 << 17)).astype(np.uint8)
+    path = tmp_path / 'rows.npy'
+    entry = write_array(path, rows)
+    flip_bit(path, 128 + 17 * (1 << 17))
+    for starts, stops, is_damaged in [
+        ([0, 24], [16, 40], False), ([0, 20], [17, 21], True), ([17], [17], False),
+        ([30, 17], [31, 18], True), ([], [], False), ([23], [24], True),
+    ]:  # fmt: skip
+        array = CheckedArray(path, entry)
+        with pytest.raises(MapError, match='block 2') if is_damaged else nullcontext():
+            found = array.checked(np.array(starts, np.int64), np.array(stops, np.int64))
+            for start, stop in zip(starts, stops, strict=True):
+                assert_array_equal(found[start:stop], rows[start:stop])
+
+
+def test_a_segment_comes_back(tmp_path: Path) -> None:
+    """And is written again as it was, byte for byte but for the rounding of orientations."""
+    write_map(tmp_path / 'map', [random_segment(1), random_segment(2, at=1e4)])
+    sfm_map = SfmMap(tmp_path / 'map')
+    for number in range(2):
+        name = f'segment-{number:04}'
+        write_segment(tmp_path / name, sfm_map.read_segment(number))
+        again, before = content(tmp_path / name), content(tmp_path / 'map' / name)
+        quats = [
+            np.load(part / name / 'image_quat_xyzw.npy') for part in (tmp_path, tmp_path / 'map')
+        ]
+        assert_allclose(quats[0], quats[1], rtol=0, atol=1e-15)
+        del again['image_quat_xyzw.npy'], before['image_quat_xyzw.npy']
+        assert again == before
+
+
+def test_more_segments_than_are_open_at_once(tmp_path: Path) -> None:
+    segments = [random_segment(seed, 20, 2) for seed in range(40)]
+    sfm_map = SfmMap(write_map(tmp_path / 'map', segments))
+    assert_holds(sfm_map, segments)
+    assert_array_equal(sfm_map.segments_of_images(), np.repeat(np.arange(40), 2))
+    assert sfm_map._segment.cache_info().currsize == 32
+
+
+def test_a_segment_that_goes_while_the_map_is_open(tmp_path: Path) -> None:
+    """It is named, and only what is in it is lost."""
+    segments = [random_segment(seed, 20, 2) for seed in range(40)]
+    sfm_map = SfmMap(write_map(tmp_path / 'map', segments))
+    shutil.rmtree(tmp_path / 'map' / 'segment-0003')
+    with pytest.raises(SegmentError, match=r'segment-0003/.* is missing') as caught:
+        sfm_map.observations(7)
+    assert caught.value.segment == 3
+    assert len(sfm_map.observations(8)[0])
 
 
 # ---------------------------------------------------------------- damaged arrays

@@ -12,7 +12,7 @@ from typing import Any
 from feat_ros import config
 from feat_ros.camera import Camera
 from feat_ros.cli.common import add_command, progress
-from feat_ros.cli.maps import describe_map, print_description
+from feat_ros.cli.map_common import describe_map, print_description
 from feat_ros.errors import DataError
 from feat_ros.town.course import CAMERA, drive, DRIVES, STREET_M
 from feat_ros.town.drive import Drive

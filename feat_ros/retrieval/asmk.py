@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,15 @@ import numpy.typing as npt
 
 from feat_ros.config import Config, option
 from feat_ros.errors import MapError
+from feat_ros.retrieval.inverted_file import (
+    check_array,
+    check_starts,
+    InvertedFile,
+    MOST_IMAGES,
+    offsets,
+    Rows,
+    whole,
+)
 from feat_ros.retrieval.words import kmeans, nearest_words, sample_rows, VisualWords
 from feat_ros.types import Float32, Float64
 
@@ -32,9 +41,8 @@ Bits = npt.NDArray[np.uint8]
 RETRIEVAL_FEATURES = 1000
 # More lowers the quantisation error of RootSIFT by less than one percent.
 _TRAINING_ROWS_PER_WORD = 64
-# Bits set in every 16-bit number, for a NumPy that cannot count them itself (before 2.0).
-_BIT_COUNTS = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8)).reshape(-1, 16)
-_BIT_COUNTS = _BIT_COUNTS.sum(axis=1, dtype=np.uint8)
+# Of the scores of all images the largest are found by blocks of so many.
+_SCORES_PER_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -112,52 +120,39 @@ def _shares(sizes: Int, total: int) -> Int:
 
 @dataclass(frozen=True, eq=False)
 class AsmkIndex:
-    """An inverted file: for every visual word the images that have it.
+    """A codebook, and the images of one or several inverted files, numbered through.
+
+    Files are never changed: what is added becomes a file of its own. A codebook on disk is read
+    and checked by the first query.
 
     ===================  =========  =============================================================
     ``codebook``         (W, D)     float32 visual words, in parts
     ``part_starts``      (G + 1,)   int64, see :class:`feat_ros.retrieval.words.VisualWords`
     ``part_centers``     (G, D)     float32
-    ``word_starts``      (W + 1,)   int64: entries ``word_starts[w]`` to ``word_starts[w + 1]``
-                                    belong to word w, images ascending
-    ``image_ids``        (M,)       int32: the image of an entry
-    ``bits``             (M, D/8)   uint8: signs of its aggregated residual (first dimension in
-                                    the highest bit, 1 for positive)
-    ``words_per_image``  (I,)       int32: the entries of an image, its :math:`|C_X|`
+    ``files``                       the inverted files
     ===================  =========  =============================================================
-
-    The arrays may be memory-mapped: a query reads the lists of its own words only.
     """
 
-    codebook: Float32
+    codebook: Rows
     part_starts: Int
     part_centers: Float32
-    word_starts: Int
-    image_ids: npt.NDArray[np.int32]
-    bits: Bits
-    words_per_image: npt.NDArray[np.int32]
+    files: tuple[InvertedFile, ...] = ()
     config: AsmkConfig = DEFAULT_CONFIG
 
     def __post_init__(self) -> None:
-        """Check types and shapes, and the offsets of the lists.
+        """Check types and shapes, and that the files are of this codebook.
 
         :raises MapError: names the array that does not fit.
         """
         _check_codebook(self.codebook)
         words, dim = self.codebook.shape
-        parts, entries = max(self.part_starts.size - 1, 0), self.image_ids.size
-        wanted = {
-            'part_starts': ((parts + 1,), np.int64),
-            'part_centers': ((parts, dim), np.float32),
-            'word_starts': ((words + 1,), np.int64),
-            'image_ids': ((entries,), np.int32),
-            'bits': ((entries, dim // 8), np.uint8),
-            'words_per_image': ((self.words_per_image.size,), np.int32),
-        }
-        for name, (shape, dtype) in wanted.items():
-            _check_array(name, getattr(self, name), shape, dtype)
-        _check_starts('word_starts', self.word_starts, entries, 0)
-        _check_starts('part_starts', self.part_starts, words, 1)
+        parts = max(self.part_starts.size - 1, 0)
+        check_array('part_starts', self.part_starts, (parts + 1,), np.int64)
+        check_array('part_centers', self.part_centers, (parts, dim), np.float32)
+        check_starts('part_starts', self.part_starts, words, 1)
+        for file in self.files:
+            check_array('word_starts', file.word_starts, (words + 1,), np.int64)
+            check_array('signatures', file.signatures, (*file.id_lows.shape, dim // 8), np.uint8)
 
     @classmethod
     def build(
@@ -173,37 +168,18 @@ class AsmkIndex:
         :raises MapError: descriptors that are not finite or do not fit the codebook.
         """
         _check_codebook(codebook)
-        dim, divided = codebook.shape[1], VisualWords.divide(codebook, config.seed)
-        images = [
-            _aggregate(_checked_descriptors(rows, dim), divided, 1, config.probed_parts)
-            for rows in descriptors_per_image
-        ]
-        words_per_image = np.array([len(words) for words, _ in images], np.int32)
-        words = np.concatenate([np.zeros(0, np.int64), *(words for words, _ in images)])
-        bits = np.concatenate([np.zeros((0, dim // 8), np.uint8), *(bits for _, bits in images)])
-        image_ids = np.repeat(np.arange(len(images), dtype=np.int32), words_per_image)
-        order = np.argsort(words, kind='stable')
-        counts = np.bincount(words, minlength=len(codebook))
-        return cls(
-            codebook=divided.words,
-            part_starts=divided.part_starts,
-            part_centers=divided.part_centers,
-            word_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            image_ids=image_ids[order],
-            bits=bits[order],
-            words_per_image=words_per_image,
-            config=config,
-        )
-
-    def arrays(self) -> dict[str, Array]:
-        """Return the arrays by name, for a map folder; the inverse of :meth:`from_arrays`."""
-        return {name: getattr(self, name) for name in _ARRAY_NAMES}
+        divided = VisualWords.divide(codebook, config.seed)
+        empty = cls(divided.words, divided.part_starts, divided.part_centers, (), config)
+        return empty.with_images(descriptors_per_image)
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, Array], config: AsmkConfig = DEFAULT_CONFIG
+        cls,
+        arrays: Mapping[str, Rows],
+        files: Iterable[InvertedFile],
+        config: AsmkConfig = DEFAULT_CONFIG,
     ) -> AsmkIndex:
-        """Make an index from the arrays of :meth:`arrays`, memory-mapped or not.
+        """Make an index of the arrays of :meth:`arrays` and of its files.
 
         :raises MapError: a missing or unknown array, or one of a wrong type or shape.
         """
@@ -212,14 +188,73 @@ class AsmkIndex:
                 f'retrieval needs the arrays {", ".join(_ARRAY_NAMES)} and got '
                 f'{", ".join(sorted(arrays)) or "none"}: rebuild the map'
             )
-        return cls(**arrays, config=config)
+        small = {name: whole(rows) for name, rows in arrays.items() if name != 'codebook'}
+        return cls(arrays['codebook'], **small, files=tuple(files), config=config)
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays of the codebook by name; the inverse of :meth:`from_arrays`."""
+        return {name: whole(getattr(self, name)) for name in _ARRAY_NAMES}
+
+    def with_images(self, descriptors_per_image: Iterable[npt.ArrayLike]) -> AsmkIndex:
+        """Return the index with more images, numbered on, in a file of their own.
+
+        :raises MapError: see :meth:`build`.
+        """
+        images = [self._aggregate(rows, 1) for rows in descriptors_per_image]
+        files = [
+            InvertedFile.build(
+                self.codebook.shape[0], self.codebook.shape[1] // 8, images[at : at + MOST_IMAGES]
+            )
+            for at in range(0, len(images), MOST_IMAGES)
+        ]
+        return replace(self, files=(*self.files, *files))
+
+    def renumbered(self, numbers: npt.ArrayLike, num_images: int) -> AsmkIndex:
+        """Return an index of the same images with other numbers, in as few files as possible.
+
+        :param numbers: (I,) the new number of each image, or -1 to leave it out.
+        :param num_images: of the new index, with those that no number names.
+        """
+        of = np.asarray(numbers, np.int64)
+        entries = [
+            (words, of[first : first + file.num_images][ids], signatures)
+            for file, first in zip(self.files, self._image_starts.tolist(), strict=False)
+            for words, ids, signatures in [file.entries()]
+        ]
+        words, ids, signatures = (np.concatenate(part) for part in zip(*entries, strict=True))
+        files = []
+        for first in range(0, num_images, MOST_IMAGES):
+            size = min(MOST_IMAGES, num_images - first)
+            rows = np.flatnonzero((ids >= first) & (ids < first + size))
+            files.append(
+                InvertedFile.of_entries(
+                    self.codebook.shape[0], size, words[rows], ids[rows] - first, signatures[rows]
+                )
+            )
+        return replace(self, files=tuple(files))
+
+    def without_images(self, ids: npt.ArrayLike) -> AsmkIndex:
+        """Return the index without some images; the others keep their numbers.
+
+        :raises MapError: there is no such image.
+        """
+        gone, starts = np.asarray(ids, np.int64), self._image_starts
+        if np.any((gone < 0) | (gone >= self.num_images)):
+            raise MapError(f'images {gone.tolist()} are not all among the {self.num_images}')
+        owner = np.searchsorted(starts, gone, side='right') - 1
+        files = list(self.files)
+        for number in np.unique(owner).tolist():
+            files[number] = files[number].without(gone[owner == number] - starts[number])
+        return replace(self, files=tuple(files))
 
     @property
     def num_images(self) -> int:
-        """Number of images, with or without features."""
-        return len(self.words_per_image)
+        """Number of images, with or without features, and of those that were removed."""
+        return int(self._image_starts[-1])
 
-    def search(self, descriptors: npt.ArrayLike, top_k: int) -> tuple[Int, Float64]:
+    def search(
+        self, descriptors: npt.ArrayLike, top_k: int, threads: int = 1
+    ) -> tuple[Int, Float64]:
         """Find the images most similar to a query by equation 4.
 
         :param descriptors: (N, D) float descriptors of the query, N may be zero.
@@ -227,45 +262,52 @@ class AsmkIndex:
         :return: image ids (K,) and scores (K,), best first, equal scores by id; K is less than
             ``top_k`` where fewer images match at all. An image scores 1 against itself when
             ``query_assignments`` is 1, and at most 1 always.
-        :raises MapError: descriptors that are not finite or do not fit the codebook.
+        :raises MapError: descriptors that are not finite or do not fit the codebook; a list of
+            the index that is damaged.
         """
-        return self.score(*self.assign(descriptors), top_k)
+        return self.score(*self.assign(descriptors), top_k, threads)
 
     def assign(self, descriptors: npt.ArrayLike) -> tuple[Int, Bits]:
         """Return the words (n,) of a query, ascending, and its aggregated residuals (n, D/8).
 
         :raises MapError: see :meth:`search`.
         """
-        query = _checked_descriptors(descriptors, self.codebook.shape[1])
-        return _aggregate(
-            query, self._words, self.config.query_assignments, self.config.probed_parts
-        )
+        return self._aggregate(descriptors, self.config.query_assignments)
 
-    def score(self, words: Int, bits: Bits, top_k: int) -> tuple[Int, Float64]:
+    def score(
+        self, words: Int, bits: Bits, top_k: int, threads: int = 1
+    ) -> tuple[Int, Float64]:  # fmt: skip
         """Find the images most similar to what :meth:`assign` gave; see :meth:`search`."""
-        entries, lengths = self._entries(words)
-        distances = _hamming(_take_rows(self.bits, entries), _repeat_rows(bits, lengths))
-        sums = np.bincount(
-            self.image_ids[entries],
-            weights=self._similarity_of_distance[distances],
-            minlength=self.num_images,
-        )
+        if top_k < 1:
+            raise ValueError(f'top_k is {top_k}: it must be at least 1')
+        scores = np.empty(self.num_images)
+        for file, first in zip(self.files, self._image_starts.tolist(), strict=False):
+            scores[first : first + file.num_images] = file.similarities(
+                words, bits, self._similarity_of_distance, threads
+            )
         # Gamma of both images: a word has similarity 1 with itself.
-        norms = np.sqrt(np.maximum(self.words_per_image, 1) * float(max(len(words), 1)))
-        return _best(sums / norms, top_k)
+        scores *= self._inverse_norms
+        ids, best = _best(scores, top_k)
+        return ids, best / math.sqrt(max(len(words), 1))
 
-    def _entries(self, words: Int) -> tuple[Int, Int]:
-        """Return the places of all entries of some words, and how many each word has."""
-        starts = self.word_starts[words]
-        lengths = self.word_starts[words + 1] - starts
-        ends = np.cumsum(lengths)
-        places = np.repeat(starts - ends + lengths, lengths)
-        places += np.arange(len(places))
-        return places, lengths
+    def _aggregate(self, descriptors: npt.ArrayLike, assignments: int) -> tuple[Int, Bits]:
+        rows = _checked_descriptors(descriptors, self.codebook.shape[1])
+        return _aggregate(rows, self._words, assignments, self.config.probed_parts)
 
     @cached_property
     def _words(self) -> VisualWords:
-        return VisualWords(self.codebook, self.part_starts, self.part_centers)
+        return VisualWords(whole(self.codebook), self.part_starts, self.part_centers)
+
+    @cached_property
+    def _image_starts(self) -> Int:
+        return offsets([file.num_images for file in self.files])
+
+    @cached_property
+    def _inverse_norms(self) -> Float64:
+        """(I,), 0 where an image has no words or was removed."""
+        counts = np.concatenate([np.zeros(0), *(file.words_per_image for file in self.files)])
+        norms = np.sqrt(counts)
+        return np.asarray(np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0))
 
     @cached_property
     def _similarity_of_distance(self) -> Float64:
@@ -276,10 +318,7 @@ class AsmkIndex:
         return np.where(cosine >= self.config.tau, similarity, 0.0)
 
 
-_ARRAY_NAMES = (
-    'codebook', 'part_starts', 'part_centers', 'word_starts', 'image_ids', 'bits',
-    'words_per_image',
-)  # fmt: skip
+_ARRAY_NAMES = ('codebook', 'part_starts', 'part_centers')
 
 
 def _aggregate(
@@ -301,37 +340,16 @@ def _aggregate(
     return word[starts], np.packbits(np.add.reduceat(residuals, starts, axis=0) > 0, axis=1)
 
 
-def _take_rows(bits: Bits, places: Int) -> Bits:
-    """Return ``bits[places]``, a row as one item: eight times as fast."""
-    return _as_items(bits)[places].view(np.uint8).reshape(-1, bits.shape[1])
-
-
-def _repeat_rows(bits: Bits, counts: Int) -> Bits:
-    return np.repeat(_as_items(bits), counts).view(np.uint8).reshape(-1, bits.shape[1])
-
-
-def _as_items(bits: Bits) -> npt.NDArray[np.void]:
-    return bits.view(np.dtype((np.void, bits.shape[1])))[:, 0]
-
-
-def _hamming(a: Bits, b: Bits) -> Int:
-    """Return how many bits differ in each row of two (M, B) arrays."""
-    native = hasattr(np, 'bitwise_count')
-    width = math.gcd(a.shape[1], 8 if native else 2)
-    different = a.view(f'u{width}') ^ b.view(f'u{width}')
-    counts = np.bitwise_count(different) if native else _BIT_COUNTS[different]
-    # Column by column: NumPy's sum over a short last axis takes ten times as long.
-    total = np.zeros(len(a), np.int64)
-    for column in range(counts.shape[1]):
-        total += counts[:, column]
-    return total
-
-
 def _best(scores: Float64, top_k: int) -> tuple[Int, Float64]:
     """Return the largest scores above zero with their places, equal ones by place."""
-    if top_k < 1:
-        raise ValueError(f'top_k is {top_k}: it must be at least 1')
-    places = np.flatnonzero(scores > 0)
+    # The top_k-th largest of the maxima of blocks is no more than the top_k-th largest score:
+    # what lies below it need not be sorted.
+    num_blocks = len(scores) // _SCORES_PER_BLOCK
+    least = 0.0
+    if top_k < num_blocks:
+        blocks = scores[: num_blocks * _SCORES_PER_BLOCK].reshape(num_blocks, -1).max(axis=1)
+        least = float(np.partition(blocks, -top_k)[-top_k])
+    places = np.flatnonzero(scores >= least) if least > 0 else np.flatnonzero(scores > 0)
     if top_k < len(places):
         threshold = np.partition(scores[places], -top_k)[-top_k]
         places = places[scores[places] >= threshold]
@@ -352,8 +370,8 @@ def _checked_descriptors(descriptors: npt.ArrayLike, dim: int | None = None) -> 
     return rows
 
 
-def _check_codebook(codebook: Array) -> None:
-    if codebook.ndim != 2 or len(codebook) == 0 or codebook.dtype != np.float32:
+def _check_codebook(codebook: Rows) -> None:
+    if len(codebook.shape) != 2 or 0 in codebook.shape[:1] or codebook.dtype != np.float32:
         raise MapError(
             f'retrieval array codebook is {codebook.dtype} {codebook.shape}, not float32 (W, D) '
             'with at least one word: rebuild the map'
@@ -367,17 +385,3 @@ def _check_dim(dim: int) -> None:
             f'descriptors have {dim} dimensions: retrieval needs a multiple of 8, because it '
             'packs their signs into bytes'
         )
-
-
-def _check_array(name: str, array: Array, shape: tuple[int, ...], dtype: Any) -> None:
-    if array.shape != shape or array.dtype != dtype:
-        raise MapError(
-            f'retrieval array {name} is {array.dtype} {array.shape}, not '
-            f'{np.dtype(dtype)} {shape}: rebuild the map'
-        )
-
-
-def _check_starts(name: str, starts: Int, total: int, least: int) -> None:
-    """Refuse offsets that do not divide a total into runs of at least so many."""
-    if starts[0] != 0 or starts[-1] != total or np.any(np.diff(starts) < least):
-        raise MapError(f'retrieval array {name} does not divide {total} entries: rebuild the map')
