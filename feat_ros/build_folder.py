@@ -27,7 +27,7 @@ from feat_ros.camera import Camera
 from feat_ros.errors import ImageError, MapError
 from feat_ros.extractors import Extractor
 from feat_ros.image import read_image
-from feat_ros.matching import mutual_nearest
+from feat_ros.matching import dot_similarity, mutual_nearest, Similarity, similarity_of
 from feat_ros.sfm_map import partial_path, writing
 from feat_ros.types import Features, Progress
 
@@ -43,10 +43,11 @@ class FeatureStore(Sequence[Features]):
     """The features of all images, on disk; the last used are kept in memory.
 
     :ivar counts: the number of keypoints of each image.
+    :ivar similarity: how their descriptors are compared.
     """
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+    def __init__(self, paths: list[Path], similarity: Similarity = dot_similarity) -> None:
+        self.paths, self.similarity = paths, similarity
         self._load = lru_cache(maxsize=128)(_load_features)
         self.counts = [len(self[number]) for number in range(len(paths))]
 
@@ -60,7 +61,7 @@ class FeatureStore(Sequence[Features]):
 
     def take(self, numbers: Iterable[int]) -> FeatureStore:
         """Return the store of some of the images."""
-        return FeatureStore([self.paths[number] for number in numbers])
+        return FeatureStore([self.paths[number] for number in numbers], self.similarity)
 
 
 def _load_features(path: Path) -> Features:
@@ -107,7 +108,7 @@ class BuildFolder:
                     f'image {file} is {width}x{height}, its camera {camera.width}x'
                     f'{camera.height}: use the images that the model was made from'
                 )
-        features = FeatureStore(stored)
+        features = FeatureStore(stored, similarity_of(extractor.name))
         if not any(features.counts):
             raise MapError(
                 f'no image gave a keypoint with extractor {extractor.name!r}: are the pictures '
@@ -144,7 +145,9 @@ class BuildFolder:
             known = _load_arrays(stored) if stored.exists() else {}
             missing = [j for j, key in keys.items() if key not in known]
             for j in missing:
-                rows, _ = mutual_nearest(features[i].descriptors, features[j].descriptors)
+                rows, _ = mutual_nearest(
+                    features[i].descriptors, features[j].descriptors, features.similarity
+                )
                 known[keys[j]] = rows.astype(np.int32)
             if missing:
                 save_arrays(stored, **known)

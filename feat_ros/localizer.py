@@ -21,7 +21,7 @@ from feat_ros.extractors import create_extractor, Extractor, parse_extractor_opt
 from feat_ros.geometry import Rigid3d, rotation_angle_deg
 from feat_ros.image import Image
 from feat_ros.map_index import open_index
-from feat_ros.matching import mutual_nearest
+from feat_ros.matching import mutual_nearest, similarity_of
 from feat_ros.pnp import Observations, PnpConfig, PnpSolution, Rig, solve_rig_pnp
 from feat_ros.retrieval.asmk import RETRIEVAL_FEATURES
 from feat_ros.sfm_map import SfmMap
@@ -285,7 +285,9 @@ class Localizer:
         """Return mutual nearest neighbours (M, 2): keypoint, map point."""
         if not len(points) or not len(features):
             return np.zeros((0, 2), np.int64)
-        pairs, _ = mutual_nearest(features.descriptors, self.map.descriptors(points))
+        pairs, _ = mutual_nearest(
+            features.descriptors, self.map.descriptors(points), similarity_of(self.extractor.name)
+        )
         return np.column_stack([pairs[:, 0], points[pairs[:, 1]]])
 
     def _observations(self, view: View, matches: Ids) -> Observations:

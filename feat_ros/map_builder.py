@@ -123,8 +123,9 @@ def build_map(
     structure = _triangulate(partial, images, features, matches, options)
     descriptors = _point_descriptors(structure, features)
     check = check_left_out(
-        images, features, structure, descriptors, options.left_out_images, progress
-    )
+        images, features, structure, descriptors, options.left_out_images, progress,
+        features.similarity,
+    )  # fmt: skip
     if 2 * check.summary['num_localized'] < check.summary['num_images']:
         logger.warning(
             'only %d of %d images are localized by what the others saw: the map is sparse, or its '

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from feat_ros.colmap_files import PosedImage
 from feat_ros.localizer import LocalizerConfig, needed_inliers
-from feat_ros.matching import mutual_nearest
+from feat_ros.matching import dot_similarity, mutual_nearest, Similarity
 from feat_ros.pnp import Observations, solve_pnp
 from feat_ros.pose_error import normalised_error_squared, pose_error
 from feat_ros.sfm_map import PoseNoise
@@ -119,6 +119,7 @@ def check_left_out(
     descriptors: npt.NDArray[np.float32],
     max_images: int,
     progress: Progress,
+    similarity: Similarity = dot_similarity,
 ) -> LeftOutCheck:
     """Localize images by what the others saw, and compare with the poses given for them.
 
@@ -127,13 +128,14 @@ def check_left_out(
 
     :param descriptors: (P, D) of the structure's points.
     :param max_images: at most so many, evenly spread over the images.
+    :param similarity: how descriptors are compared.
     """
     count = min(max_images, len(images))
     stamps_ns = stamps_of_names([image.name for image in images])
     chosen = [int(number) for number in np.linspace(0, len(images) - 1, count).round()]
     results = {
         images[number].name: _localize_left_out(
-            number, images, features, structure, descriptors, stamps_ns
+            number, images, features, structure, descriptors, stamps_ns, similarity
         )
         for number in progress(chosen, 'check')
     }
@@ -197,6 +199,7 @@ def _localize_left_out(
     structure: Structure,
     descriptors: npt.NDArray[np.float32],
     stamps_ns: Ids | None,
+    similarity: Similarity = dot_similarity,
 ) -> tuple[Float, Float] | None:
     """Error (6,) and covariance (6, 6) of an image without the observations of its block."""
     image, own = images[number], features[number]
@@ -207,7 +210,7 @@ def _localize_left_out(
     near = np.argsort(-shared, kind='stable')[:_NEIGHBOURS]
     seen = np.unique(np.concatenate([structure.observed[n][0] for n in near if shared[n]] or [[]]))
     candidates = seen[others[seen.astype(np.int64)] >= 2].astype(np.int64)
-    matches, _ = mutual_nearest(own.descriptors, descriptors[candidates])
+    matches, _ = mutual_nearest(own.descriptors, descriptors[candidates], similarity)
     matched = candidates[matches[:, 1]]
 
     # Take the share of the block out of the normal equations of the points.

@@ -72,14 +72,15 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros import config
     from feat_ros.export import export_network
     from feat_ros.image import read_image
-    from feat_ros.models.weights import get_network, load_weights
+    from feat_ros.models.weights import get_network, load_weights, trained_network
     from feat_ros.runtimes import WEIGHTS
     from feat_ros.runtimes.parity import NEAR_PX
     from feat_ros.town.pictures import street_pictures
 
     check_writable(args.out)
     get_network(args.extractor)
-    weights = load_weights(args.weights or WEIGHTS / f'{args.extractor}.npz', args.extractor)
+    packaged = WEIGHTS / f'{trained_network(args.extractor)}.npz'
+    weights = load_weights(args.weights or packaged, args.extractor)
     photographs = {path.name: read_image(path) for path in args.photo} or street_pictures()
     manifest = export_network(
         args.out,

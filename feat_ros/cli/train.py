@@ -15,7 +15,13 @@ from typing import Any
 from feat_ros import config
 from feat_ros.cli.common import add_command, progress
 from feat_ros.errors import DataError
-from feat_ros.training.configs import HowConfig, LiteConfig, Sfd2Config, TownCacheConfig
+from feat_ros.training.configs import (
+    AislfdConfig,
+    HowConfig,
+    LiteConfig,
+    Sfd2Config,
+    TownCacheConfig,
+)
 
 _EXAMPLE = """feat_ros train town-cache --out town_frames
   feat_ros train {0} --config {0}.json --out run
@@ -24,6 +30,7 @@ with {0}.json:
 _NETWORKS: Mapping[str, tuple[type[Any], str]] = {
     'sfd2_lite': (LiteConfig, 'a CPU trains it in a night, a GPU in minutes'),
     'sfd2': (Sfd2Config, 'it needs a GPU'),
+    'aislfd': (AislfdConfig, 'a beginning takes a CPU minutes'),
 }
 
 

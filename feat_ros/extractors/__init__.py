@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from feat_ros import config
 from feat_ros.errors import ConfigError
 from feat_ros.extractors.learned import (
+    AislfdExactExtractor,
+    AislfdExtractor,
     HowR18Extractor,
     HowR50Extractor,
     HowSfd2Extractor,
@@ -48,6 +50,8 @@ EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
     'sift': (SiftExtractor, SiftConfig),
     'sfd2_lite': (Sfd2LiteExtractor, LearnedConfig),
     'sfd2': (Sfd2Extractor, LearnedConfig),
+    'aislfd': (AislfdExtractor, LearnedConfig),
+    'aislfd_exact': (AislfdExactExtractor, LearnedConfig),
 }
 
 

@@ -124,6 +124,20 @@ class HowSfd2Extractor(HowExtractor):
     name = 'how_sfd2'
 
 
+class AislfdExtractor(LearnedExtractor):
+    """Four descriptors of different invariance, fused into one."""
+
+    name = 'aislfd'
+    pixel_sigma = 0.5
+
+
+class AislfdExactExtractor(LearnedExtractor):
+    """The four descriptors, and what selects between them when two keypoints are compared."""
+
+    name = 'aislfd_exact'
+    pixel_sigma = 0.5
+
+
 def network_input(
     image: Image, max_size: int, multiple: int, size_wh: tuple[int, int] | None
 ) -> tuple[Image, tuple[int, int]]:

@@ -35,6 +35,7 @@ from feat_ros.feature_bench.matching import (
 )
 from feat_ros.feature_bench.semantics import label_keypoints, read_labelled, semantic_rows
 from feat_ros.image import Image, read_image
+from feat_ros.matching import similarity_of
 from feat_ros.semantics import get_label_table
 from feat_ros.types import JsonDict
 
@@ -96,10 +97,16 @@ def compare_features(
     if homographies := _existing(data.homographies, 'matching', notes):
         sets = read_homography_sets(homographies)
         timed = read_image(sets[0].images[0])
-        found = {name: match_sets(sets, extract) for name, extract in extractors.items()}
+        found = {
+            name: match_sets(sets, extract, similarity_of(name))
+            for name, extract in extractors.items()
+        }
         tables |= matching_rows(found)
         curves['accuracy'] = {name: accuracy_curve(each) for name, each in found.items()}
-        turned = {name: match_turned(sets, extract) for name, extract in extractors.items()}
+        turned = {
+            name: match_turned(sets, extract, similarity_of(name))
+            for name, extract in extractors.items()
+        }
         curves['turned'] = {name: list(each.values()) for name, each in turned.items()}
         tables['matching: share within 3 px of the image turned by degrees'] = [
             {'name': name} | {f'{angle}': share for angle, share in each.items()}

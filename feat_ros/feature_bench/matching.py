@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from feat_ros.errors import DataError
 from feat_ros.image import Image, read_image
-from feat_ros.matching import mutual_nearest
+from feat_ros.matching import dot_similarity, mutual_nearest, Similarity
 from feat_ros.types import Features, JsonDict
 
 Float = npt.NDArray[np.float64]
@@ -81,14 +81,16 @@ def read_homography_sets(folder: Path) -> list[HomographySet]:
     return sets
 
 
-def match_sets(sets: Sequence[HomographySet], extract: Extract) -> dict[str, list[PairScores]]:
+def match_sets(
+    sets: Sequence[HomographySet], extract: Extract, similarity: Similarity = dot_similarity
+) -> dict[str, list[PairScores]]:
     """Match the first image of each set with every other."""
     found = {}
     for each in sets:
         images = [read_image(path) for path in each.images]
         features = [extract(image) for image in images]
         found[each.name] = [
-            score_pair(features[0], other, homography, images[0], image)
+            score_pair(features[0], other, homography, images[0], image, similarity)
             for other, image, homography in zip(
                 features[1:], images[1:], each.from_first, strict=True
             )
@@ -96,7 +98,9 @@ def match_sets(sets: Sequence[HomographySet], extract: Extract) -> dict[str, lis
     return found
 
 
-def match_turned(sets: Sequence[HomographySet], extract: Extract) -> dict[int, float]:
+def match_turned(
+    sets: Sequence[HomographySet], extract: Extract, similarity: Similarity = dot_similarity
+) -> dict[int, float]:
     """Turn the first image of each set: mean share of matches within 3 px for each angle."""
     shares: dict[int, list[float]] = {angle: [] for angle in ANGLES_DEG}
     for each in sets:
@@ -104,7 +108,7 @@ def match_turned(sets: Sequence[HomographySet], extract: Extract) -> dict[int, f
         features = extract(image)
         for angle in ANGLES_DEG:
             turned, homography = turn(image, angle)
-            scores = score_pair(features, extract(turned), homography, image, turned)
+            scores = score_pair(features, extract(turned), homography, image, turned, similarity)
             shares[angle].append(float(scores.accuracy[2]))
     return {angle: float(np.mean(values)) for angle, values in shares.items()}
 
@@ -126,10 +130,11 @@ def turn(image: Image, angle_deg: float) -> tuple[Image, Float]:
 
 
 def score_pair(
-    first: Features, second: Features, homography: Float, image: Image, other: Image
-) -> PairScores:
+    first: Features, second: Features, homography: Float, image: Image, other: Image,
+    similarity: Similarity = dot_similarity,
+) -> PairScores:  # fmt: skip
     """Match two images by mutual nearest neighbours, and judge by the true homography."""
-    pairs, _ = mutual_nearest(first.descriptors, second.descriptors)
+    pairs, _ = mutual_nearest(first.descriptors, second.descriptors, similarity)
     source = first.keypoints[pairs[:, 0]].astype(np.float64)
     target = second.keypoints[pairs[:, 1]].astype(np.float64)
     error = np.linalg.norm(apply_homography(homography, source) - target, axis=1)

@@ -11,7 +11,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from feat_ros.errors import ConfigError, NetworkError
+from feat_ros.models.aislfd import Aislfd, AislfdExact
 from feat_ros.models.how import HowR18, HowR50, HowSfd2
 from feat_ros.models.sfd2 import Sfd2
 from feat_ros.models.sfd2_lite import Sfd2Lite
@@ -34,7 +35,11 @@ NETWORKS: Mapping[str, type[Any]] = {
     'how_r18': HowR18,
     'how_r50': HowR50,
     'how_sfd2': HowSfd2,
+    'aislfd': Aislfd,
+    'aislfd_exact': AislfdExact,
 }
+# Networks that give something else of what another has learned.
+_SAME_WEIGHTS = {'aislfd_exact': 'aislfd'}
 # Entry of the file beside the arrays; no parameter of a network is called so.
 _MANIFEST = 'manifest.json'
 
@@ -73,6 +78,11 @@ def get_network(name: str) -> type[Any]:
     if name not in NETWORKS:
         raise ConfigError(f'unknown network {name!r}; choose one of: {", ".join(NETWORKS)}')
     return NETWORKS[name]
+
+
+def trained_network(name: str) -> str:
+    """Return the network whose weights a network reads: most often itself."""
+    return _SAME_WEIGHTS.get(name, name)
 
 
 def weights_of(network: nn.Module, name: str, **provenance: Any) -> Weights:
@@ -132,9 +142,9 @@ def load_weights(path: Path, name: str) -> Weights:
         ) from None
     if weights.sha256 != wanted:
         raise NetworkError(f'weights {path} are damaged, their hash is wrong: copy them again')
-    if weights.network != name:
+    if trained_network(weights.network) != trained_network(name):
         raise NetworkError(f'{path} holds weights of {weights.network!r}, not of {name!r}')
-    return weights
+    return replace(weights, network=name)
 
 
 def build_network(weights: Weights, max_keypoints: int) -> Any:

@@ -47,9 +47,11 @@ def _open_onnx(
 def _open_torch(
     network: str, max_keypoints: int, path: Path | None, options: RuntimeOptions
 ) -> Runtime:
+    from feat_ros.models.weights import trained_network
     from feat_ros.runtimes.torch import TorchRuntime
 
-    return TorchRuntime(path or WEIGHTS / f'{network}.npz', network, max_keypoints, options)
+    path = path or WEIGHTS / f'{trained_network(network)}.npz'
+    return TorchRuntime(path, network, max_keypoints, options)
 
 
 # In the order in which 'auto' tries them, with the files each reads.

@@ -124,6 +124,19 @@ class HowConfig(Config):
 
 
 @dataclass(frozen=True)
+class AislfdConfig(RunConfig):
+    """A run that trains ``aislfd``: equations 2 to 7 of its paper, and what is ours beside."""
+
+    learning_rate: float = option(1e-3, 'largest learning rate', minimum=0.0)
+    margin: float = option(1.0, 'M of equations 3 and 5', minimum=0.0)
+    apart_px: float = option(8.0, 'T of equation 2', minimum=0.0)
+    fused: float = option(
+        1.0, 'of the dual softmax of the fused descriptor, which is ours', minimum=0.0
+    )
+    is_single: bool = option(False, 'train only the descriptor that is invariant to both')
+
+
+@dataclass(frozen=True)
 class TownCacheConfig(Config):
     """What a cache of town frames holds."""
 
