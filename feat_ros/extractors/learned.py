@@ -100,6 +100,13 @@ class Sfd2LiteExtractor(LearnedExtractor):
     pixel_sigma = 0.5
 
 
+class HynetExtractor(LearnedExtractor):
+    """Patches of the scale space, described by HyNet."""
+
+    name = 'hynet'
+    pixel_sigma = 0.5
+
+
 class HowExtractor(LearnedExtractor):
     """Local features for retrieval alone: places are those of cells of 16 or 32 pixels."""
 
