@@ -217,6 +217,20 @@ def test_what_the_padding_holds_does_not_matter() -> None:
         assert_array_equal(dark, bright)
 
 
+def test_half_precision_moves_no_keypoint() -> None:
+    image, found = picture(96, 64), []
+    for is_half in (False, True):
+        network = made(AislfdExact, 4)
+        if is_half:
+            network.use_half()
+            assert network.backbone.stages[0][0].conv.weight.dtype == torch.float16
+        found.append(run(network, image))
+    for whole, half in zip(found[0][:2], found[1][:2], strict=True):
+        assert_array_equal(whole, half)
+    cosine = (found[0][2] * found[1][2]).sum(1)[: found[0][-1]]
+    assert 0.999 < cosine.min() < 1 - 1e-7
+
+
 def rows_of(rng: np.random.Generator, count: int) -> Float32:
     parts = unit(rng.normal(size=(count, 8, 16)), axis=2)
     return np.asarray(parts.reshape(count, -1) / np.sqrt(8), np.float32)

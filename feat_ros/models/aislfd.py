@@ -105,7 +105,7 @@ class Aislfd(nn.Module):
     def _head(self, name: str, merged: Tensor) -> Any:
         """Conv, ReLU, norm, conv, in LISRD's order."""
         first, norm, last = (
-            self.get_submodule(f'{part.format(name)}')
+            self.get_submodule(part.format(name))
             for part in ('conv_{}_1', 'bn_{}_1', 'conv_{}_2')
         )
         return last(norm(torch.relu(first(merged))))
