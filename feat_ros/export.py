@@ -175,6 +175,8 @@ def _quantize(
         quantization.quantize_static(
             source, target, _Calibration(inputs),
             quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            # Processors without VNNI add products of 8 bits in 16, which overflow.
+            reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=learned, op_types_to_quantize=['Conv'],

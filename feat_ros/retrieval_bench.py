@@ -1,24 +1,18 @@
 # Copyright 2026 The feat_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Retrieval beside plain evaluation of its equations, and on the images of a map."""
+"""Retrieval beside plain evaluation of its equations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from feat_ros.bench import check, histograms, OURS, same_threads, table_rows, take_turns, views
-from feat_ros.errors import DataError
-from feat_ros.extractors import create_extractor
-from feat_ros.image import read_image
-from feat_ros.map_index import open_index
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES
 from feat_ros.retrieval.inverted_file import (
     encode_highs,
@@ -27,8 +21,7 @@ from feat_ros.retrieval.inverted_file import (
     offsets,
 )
 from feat_ros.retrieval.words import nearest_words, VisualWords
-from feat_ros.sfm_map import SfmMap
-from feat_ros.types import Float32, JsonDict, Progress
+from feat_ros.types import Float32, JsonDict
 
 Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -46,8 +39,6 @@ _SKEW = 1.3
 _ENTRIES_AT_ONCE = 1 << 23
 # Views of a point of the made-up scene that are visual words.
 _VIEWS = 3
-# Images that share so many points of the map see the same.
-_SHARED_POINTS = 15
 # Parts that are looked through, most milliseconds and least recall.
 _WANTED = {FEWER: (4, 30.0, 0.90), OURS: (AsmkConfig().probed_parts, 45.0, 0.97)}
 _SEARCH_MS = 3.0
@@ -239,43 +230,3 @@ def _scores_one_by_one(index: AsmkIndex) -> Callable[[WordsAndBits], Float]:
         return out
 
     return score
-
-
-def bench_covisible(sfm_map: SfmMap, images: Path, progress: Progress) -> JsonDict:
-    """Search the other images of a map with each, and count where one of ten sees the same.
-
-    Two images see the same where they share points of the map.
-
-    :param images: the folder of the map's images.
-    :raises DataError: the map has no retrieval index, or no two images share points.
-    :raises MapError, ImageError: the index is damaged, or an image cannot be read.
-    """
-    opened = open_index(sfm_map)
-    if opened is None:
-        raise DataError(f'map {sfm_map.path} has no retrieval index: rebuild it')
-    built = sfm_map.manifest.extractor
-    extractor = create_extractor(built.name, **built.options)
-    names = [sfm_map.image_name(number) for number in range(sfm_map.num_images)]
-    strongest = [
-        extractor(read_image(images / name)).descriptors[:RETRIEVAL_FEATURES]
-        for name in progress(names, 'extract')
-    ]
-    index = replace(opened, files=()).with_images(strongest)
-    seen = np.zeros((len(names), sfm_map.num_points), bool)
-    for number in range(len(names)):
-        seen[number, sfm_map.observations(number)[0]] = True
-    first_places = []
-    for number, descriptors in enumerate(strongest):
-        same = [bool(np.sum(seen[number] & other) >= _SHARED_POINTS) for other in seen]
-        same[number] = False
-        if any(same):
-            found = [image for image in index.search(descriptors, 11)[0] if image != number]
-            first_places.append([same[image] for image in found[:10]])
-    if not first_places:
-        raise DataError(f'no two images of map {sfm_map.path} share {_SHARED_POINTS} points')
-    return {
-        'num_images': len(names),
-        'num_queries': len(first_places),
-        'share_first': float(np.mean([row[:1] == [True] for row in first_places])),
-        'share_first_10': float(np.mean([any(row) for row in first_places])),
-    }

@@ -39,9 +39,9 @@ from feat_ros.bench import (
 )
 from feat_ros.cli import bench as command
 from feat_ros.errors import DataError
+from feat_ros.recall_bench import bench_recall
 from feat_ros.retrieval_bench import (
     ALL_WORDS,
-    bench_covisible,
     bench_retrieval,
     FEWER,
     ONE_BY_ONE,
@@ -188,14 +188,34 @@ def test_images_of_a_map_find_others_that_see_the_same(
     args = _parse('retrieval', '--map', str(room_map.path), '--images', str(scene.folder))
     figures = args.run(args)
     assert figures['num_queries'] == figures['num_images'] == 10
-    assert figures['share_first'] >= 0.9
-    assert figures['share_first_10'] == 1.0
-    assert 'among the first ten for 100.0 %' in capsys.readouterr().out
+    (row,) = figures['tables']['recall of an image that sees the same']
+    assert row['name'] == 'ASMK of sift'
+    assert row['day @1'] >= 0.9 and row['day @10'] == 1.0
+    assert 0 <= row['night 0.5 % @1'] <= row['night 0.5 % @5'] <= row['night 0.5 % @10'] <= 1
+    assert 'day @1' in capsys.readouterr().out
     write_map(tmp_path / 'none', [random_segment(0, num_images=2)])
     with pytest.raises(DataError, match='has no retrieval index'):
-        bench_covisible(SfmMap(tmp_path / 'none'), scene.folder, lambda items, _: items)
+        bench_recall([(SfmMap(tmp_path / 'none'), scene.folder)], {}, lambda items, _: items)
     with pytest.raises(DataError, match='give --map and --images together'):
         command.run_retrieval(_parse('retrieval', '--map', 'x'))
+
+
+def test_retrieval_by_how_beside_the_map(scene: Scene, room_map: SfmMap, tmp_path: Path) -> None:
+    """Untrained: the numbers are whatever they are, but both ways to search are there."""
+    torch = pytest.importorskip('torch', reason='torch is not installed')
+    from feat_ros.models.how import HowSfd2
+    from feat_ros.models.weights import save_weights, weights_of
+
+    torch.manual_seed(0)
+    save_weights(tmp_path / 'how.npz', weights_of(HowSfd2().eval(), 'how_sfd2'))
+    report = bench_recall(
+        [(room_map, scene.folder)], {'how_sfd2': str(tmp_path / 'how.npz')}, lambda items, _: items
+    )
+    (rows,) = report['tables'].values()
+    assert [row['name'] for row in rows] == [
+        'ASMK of sift', 'ASMK of how_sfd2', 'SPoC of how_sfd2',
+    ]  # fmt: skip
+    assert all(row['day @10'] > 0.5 for row in rows)
 
 
 def test_a_missing_package_is_a_line_of_the_table() -> None:

@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 import subprocess
+from importlib.metadata import distribution, PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 pytest.importorskip('rclpy', reason='ROS 2 is not sourced: there is no rclpy')
 pytest.importorskip('launch_testing', reason='launch_testing is not installed')
@@ -39,6 +41,31 @@ def recording(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recording(tmp_path_factory.mktemp('bags') / 'walk', images, poses)
 
 
+def link_libraries(folder: Path) -> None:
+    """Give ROS's Python what a robot has from apt or pip: here it is in this environment."""
+    waiting, seen = ['feat_ros'], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            continue
+        wanted = [Requirement(line) for line in found.requires or []]
+        extras = ('', 'map') if name == 'feat_ros' else ('',)
+        waiting += [
+            each.name for each in wanted
+            if each.marker is None or any(each.marker.evaluate({'extra': e}) for e in extras)
+        ]  # fmt: skip
+        if name != 'feat_ros':
+            for part in {file.parts[0] for file in found.files or [] if file.parts[0] != '..'}:
+                source, target = Path(str(found.locate_file(part))), folder / part
+                if source.exists() and not target.exists():
+                    target.symlink_to(source)
+
+
 class Workspace:
     """What colcon has built, and commands in its environment."""
 
@@ -49,6 +76,9 @@ class Workspace:
             ROOT, source,
             ignore=shutil.ignore_patterns(*_LEFT_OUT),
         )  # fmt: skip
+        self.libraries = folder / 'libraries'
+        self.libraries.mkdir()
+        link_libraries(self.libraries)
         self.run('colcon', 'build', is_built=False)
 
     def run(self, *words: Any, is_built: bool = True, **extra: str) -> tuple[int, str]:
@@ -65,6 +95,9 @@ class Workspace:
             timeout=PATIENCE_S,
             env={
                 **environment, 'PATH': ':'.join(path), 'OMP_NUM_THREADS': '1',
+                'PYTHONPATH': os.pathsep.join(
+                    filter(None, [environment.get('PYTHONPATH'), str(self.libraries)])
+                ),
                 'ROS_DOMAIN_ID': str(free_domain()),
                 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', **extra,
             },

@@ -25,7 +25,8 @@ LEVELS = {
     5: 'map_builder map_life map_check build_folder bag_images reconstruction triangulation '
     'pose_noise alignment '
     'colmap_files export tensorrt_operators trajectory bags evaluation report town plots server',
-    6: 'replay bench feature_bench retrieval_bench extraction_bench scaling_bench frame_bench '
+    6: 'replay bench feature_bench retrieval_bench recall_bench extraction_bench scaling_bench '
+    'frame_bench '
     'training conversions intake monitor driver dds',
     7: 'cli nodes',
     8: '__main__',

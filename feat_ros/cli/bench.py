@@ -12,6 +12,7 @@ from typing import Any
 
 from feat_ros.cli.common import add_command, check_writable, progress
 from feat_ros.errors import DataError
+from feat_ros.extractors import RETRIEVAL_EXTRACTORS
 
 Run = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -44,8 +45,19 @@ def add_parser(commands: Any) -> None:
         'the first ten images found really sees the same.',
         'OPENBLAS_NUM_THREADS=1 feat_ros bench retrieval --json retrieval.json',
     )  # fmt: skip
-    retrieval.add_argument('--map', type=Path, metavar='MAP', help='search the images of this map')
-    retrieval.add_argument('--images', type=Path, metavar='DIR', help='where their files are')
+    retrieval.add_argument(
+        '--map', type=Path, action='append', default=[], metavar='MAP',
+        help='search the images of this map; repeat for more',
+    )  # fmt: skip
+    retrieval.add_argument(
+        '--images', type=Path, action='append', default=[], metavar='DIR',
+        help="where that map's images are; one for each map",
+    )  # fmt: skip
+    retrieval.add_argument(
+        '--with', action='append', default=[], metavar='NAME[=MODEL]', dest='models',
+        help="with --map, beside the map's own features: one of "
+        f'{", ".join(RETRIEVAL_EXTRACTORS)}',
+    )  # fmt: skip
     _add(
         subjects, 'map-open', run_map_open, 7, 'fresh processes that open the map',
         'Open a map of a million points, beside reading its arrays; writes 0.2 GB to a temporary '
@@ -189,20 +201,19 @@ def run_pnp(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
     """Measure retrieval, by itself or on the images of a map."""
-    from feat_ros.retrieval_bench import bench_covisible, bench_retrieval
+    from feat_ros.recall_bench import bench_recall
+    from feat_ros.retrieval_bench import bench_retrieval
     from feat_ros.sfm_map import SfmMap
 
-    if (args.map is None) != (args.images is None):
+    if len(args.map) != len(args.images):
         raise DataError('give --map and --images together')
-    if args.map is None:
+    if not args.map:
         return _show(bench_retrieval(args.repeat))
-    figures = bench_covisible(SfmMap(args.map), args.images, progress)
-    print(
-        f'{figures["num_queries"]} of {figures["num_images"]} images share points with others; '
-        f'one that does is first for {100 * figures["share_first"]:.1f} %, among the first ten '
-        f'for {100 * figures["share_first_10"]:.1f} %'
-    )
-    return figures
+    maps = list(zip(map(SfmMap, args.map), args.images, strict=True))
+    models = {word.partition('=')[0]: word.partition('=')[2] for word in args.models}
+    figures = bench_recall(maps, models, progress)
+    print(f'{figures["num_queries"]} of {figures["num_images"]} images share points with others')
+    return _show({'threads': {}, **figures})
 
 
 def run_map_open(args: argparse.Namespace) -> dict[str, Any]:

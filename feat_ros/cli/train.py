@@ -15,7 +15,13 @@ from typing import Any
 from feat_ros import config
 from feat_ros.cli.common import add_command, progress
 from feat_ros.errors import DataError
-from feat_ros.training.configs import AislfdConfig, LiteConfig, Sfd2Config, TownCacheConfig
+from feat_ros.training.configs import (
+    AislfdConfig,
+    HowConfig,
+    LiteConfig,
+    Sfd2Config,
+    TownCacheConfig,
+)
 
 _EXAMPLE = """feat_ros train town-cache --out town_frames
   feat_ros train {0} --config {0}.json --out run
@@ -46,6 +52,27 @@ def add_parser(commands: Any) -> None:
             help='stop after so long, to be gone on with; default: train to the end',
         )  # fmt: skip
         system.set_defaults(run=run_system, system=name)
+    how = add_command(
+        systems, 'how',
+        'Train HOW, which finds the images of a map that look like a query, on the images of '
+        'maps: those that share points see the same. One map adapts it to a site.',
+        'feat_ros train how --map office --images photos --out run\n'
+        '  feat_ros train how --map office --images photos --set weights=how_sfd2.npz --out run',
+        config.describe(HowConfig),
+    )  # fmt: skip
+    how.add_argument(
+        '--map', action='append', default=[], metavar='MAP', help='a map; repeat for more'
+    )
+    how.add_argument(
+        '--images', action='append', default=[], metavar='DIR',
+        help="where that map's images are; one for each map",
+    )  # fmt: skip
+    how.add_argument('--out', type=Path, required=True, metavar='DIR', help='the run')
+    how.add_argument(
+        '--minutes', type=float, default=math.inf, metavar='M',
+        help='stop after the epoch that is then under way, to be gone on with',
+    )  # fmt: skip
+    how.set_defaults(run=run_how)
     cache = add_command(
         systems, 'town-cache',
         'Render frames of made-up towns for pairs with real 3-D motion.',
@@ -83,6 +110,18 @@ def run_system(args: argparse.Namespace) -> dict[str, Any]:
     step = run.train(seconds=60 * args.minutes)
     print(f'{step} of {run.config.steps} steps: {args.out}')
     return {'step': step, 'steps': run.config.steps}
+
+
+def run_how(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, or go on training, HOW."""
+    from feat_ros.training.how import HowRun
+
+    logging.getLogger('feat_ros').setLevel(logging.INFO)
+    given = {'maps': args.map, 'images': args.images}
+    run = HowRun(config.parse_options(HowConfig, args.options, given), args.out)
+    epoch = run.train(60 * args.minutes)
+    print(f'{epoch} of {run.config.epochs} epochs: {args.out}')
+    return {'epoch': epoch, 'epochs': run.config.epochs}
 
 
 def run_town_cache(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from feat_ros.errors import ConfigError
 from feat_ros.extractors.learned import (
     AislfdExactExtractor,
     AislfdExtractor,
+    HowR18Extractor,
+    HowR50Extractor,
+    HowSfd2Extractor,
     LearnedConfig,
     Sfd2Extractor,
     Sfd2LiteExtractor,
@@ -52,6 +55,13 @@ EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
 }
 
 
+# For retrieval alone: their places are too coarse for a map to be made of.
+RETRIEVAL_EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
+    'how_sfd2': (HowSfd2Extractor, LearnedConfig),
+    'how_r18': (HowR18Extractor, LearnedConfig),
+    'how_r50': (HowR50Extractor, LearnedConfig),
+}
+
 # What maps are built with where nothing else is said.
 DEFAULT_EXTRACTOR = 'sfd2_lite'
 
@@ -61,9 +71,10 @@ def extractor_config(name: str) -> type[Any]:
 
     :raises ConfigError: an unknown name; the known ones are listed.
     """
-    if name not in EXTRACTORS:
-        raise ConfigError(f'unknown extractor {name!r}; choose one of: {", ".join(EXTRACTORS)}')
-    return EXTRACTORS[name][1]
+    known = {**EXTRACTORS, **RETRIEVAL_EXTRACTORS}
+    if name not in known:
+        raise ConfigError(f'unknown extractor {name!r}; choose one of: {", ".join(known)}')
+    return known[name][1]
 
 
 def parse_extractor_options(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -83,4 +94,5 @@ def create_extractor(name: str, **options: Any) -> Extractor:
     :raises ConfigError: unknown name or option, wrong type or range.
     """
     options_type = extractor_config(name)
-    return EXTRACTORS[name][0](config.from_dict(options_type, options))
+    make = {**EXTRACTORS, **RETRIEVAL_EXTRACTORS}[name][0]
+    return make(config.from_dict(options_type, options))

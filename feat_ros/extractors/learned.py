@@ -100,6 +100,30 @@ class Sfd2LiteExtractor(LearnedExtractor):
     pixel_sigma = 0.5
 
 
+class HowExtractor(LearnedExtractor):
+    """Local features for retrieval alone: places are those of cells of 16 or 32 pixels."""
+
+    pixel_sigma = 8.0
+
+
+class HowR18Extractor(HowExtractor):
+    """HOW on ResNet-18."""
+
+    name = 'how_r18'
+
+
+class HowR50Extractor(HowExtractor):
+    """HOW on ResNet-50 without its last block."""
+
+    name = 'how_r50'
+
+
+class HowSfd2Extractor(HowExtractor):
+    """HOW on the encoder of ``sfd2_lite``."""
+
+    name = 'how_sfd2'
+
+
 class AislfdExtractor(LearnedExtractor):
     """Four descriptors of different invariance, fused into one."""
 

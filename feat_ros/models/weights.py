@@ -23,6 +23,7 @@ from torch import nn
 
 from feat_ros.errors import ConfigError, NetworkError
 from feat_ros.models.aislfd import Aislfd, AislfdExact
+from feat_ros.models.how import HowR18, HowR50, HowSfd2
 from feat_ros.models.sfd2 import Sfd2
 from feat_ros.models.sfd2_lite import Sfd2Lite
 
@@ -31,6 +32,9 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 NETWORKS: Mapping[str, type[Any]] = {
     'sfd2': Sfd2,
     'sfd2_lite': Sfd2Lite,
+    'how_r18': HowR18,
+    'how_r50': HowR50,
+    'how_sfd2': HowSfd2,
     'aislfd': Aislfd,
     'aislfd_exact': AislfdExact,
 }

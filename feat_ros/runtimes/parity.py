@@ -54,7 +54,9 @@ def compare_outputs(
     near = np.flatnonzero(distance <= near_px)
     if not len(near):
         return Parity(num, 0.0, 0.0, 1.0)
-    cosine = np.sum(first.descriptors[near] * second.descriptors[nearest[near]], axis=1)
+    a, b = first.descriptors[near], second.descriptors[nearest[near]]
+    # Descriptors of retrieval keep their length.
+    cosine = np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     stability = np.abs(first.stability[near] - second.stability[nearest[near]])
     return Parity(num, len(near) / max(num), float(cosine.mean()), float(stability.max()))
 

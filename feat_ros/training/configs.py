@@ -94,6 +94,36 @@ class Sfd2Config(RunConfig):
 
 
 @dataclass(frozen=True)
+class HowConfig(Config):
+    """A run that trains HOW on the images of maps; numbers of section 5.2 unless said."""
+
+    maps: list[str] = option(list, 'map folders')
+    images: list[str] = option(list, 'where the images of each map are')
+    network: str = option(
+        'how_sfd2', 'what is trained', choices=('how_sfd2', 'how_r18', 'how_r50')
+    )
+    weights: str | None = option(None, 'what it starts with; none: the encoder of sfd2_lite')
+    size: int = option(1024, 'longer side above which an image is scaled down', minimum=64)
+    min_shared_points: int = option(
+        15, 'points that two images share that see the same', minimum=1
+    )
+    holdout_every: int = option(8, 'one image in so many starts no tuple (ours)', minimum=2)
+    seed: int = option(0, 'of weights and tuples', minimum=0)
+    epochs: int = option(20, 'of the whole run', minimum=1)
+    tuples: int = option(2000, 'an epoch', minimum=1)
+    negatives: int = option(5, 'of a tuple, the hardest', minimum=1)
+    batch: int = option(5, 'tuples a step', minimum=1)
+    margin: float = option(0.8, 'mu of the contrastive loss', minimum=0.0, maximum=2.0)
+    # The paper's 5e-6 is for a network that starts from ImageNet.
+    learning_rate: float = option(1e-4, 'of Adam (ours)', minimum=0.0)
+    weight_decay: float = option(1e-4, 'of Adam', minimum=0.0)
+    night_share: float = option(0.3, 'images in less light (ours)', minimum=0.0, maximum=1.0)
+    darkest: float = option(0.02, 'smallest share of the light', minimum=1e-4, maximum=1.0)
+    device: str = option('cpu', 'torch device')
+    threads: int = option(1, 'of torch', minimum=1)
+
+
+@dataclass(frozen=True)
 class AislfdConfig(RunConfig):
     """A run that trains ``aislfd``: equations 2 to 7 of its paper, and what is ours beside."""
 

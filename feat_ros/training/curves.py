@@ -20,6 +20,9 @@ _TITLES = {
     'detection_loss': 'loss of the detection',
     'stability_loss': 'loss of the stability groups',
     'group_right': 'stability groups right',
+    'loss': 'loss',
+    'recall_1': 'finds what sees the same first',
+    'night_recall_1': 'and in little light',
 }
 
 
