@@ -171,9 +171,14 @@ def test_the_network_is_its_equations(window: int) -> None:
     metas = [slow_attention(each, valid_wh, window) for each in maps]
     fuse = exact.fuse.weight.detach().double().numpy()
     points, sizes = ScaleSpace(), torch.tensor([valid_wh])
-    detected = points(tones(torch.from_numpy(image)[None], sizes).grey, sizes, 60)
-    assert_array_equal(keypoints[:num], detected.xy[0, :num].numpy())
-    assert_array_equal(scores[:num], detected.response[0, :num].numpy())
+    detected = points(tones(torch.from_numpy(image)[None], sizes).grey, sizes, 90)
+    response = detected.response[0].numpy()
+    # Some of the strongest are edges, and dropped.
+    assert (response[: (response > 0).sum()] == 0).any()
+    strongest = np.argsort(-response, kind='stable')[:num]
+    assert num == min(60, (response > 0).sum())
+    assert_array_equal(keypoints[:num], detected.xy[0].numpy()[strongest])
+    assert_array_equal(scores[:num], response[strongest])
     assert (stability[:num] == 1).all()
     of_fused = run(fused, image, valid_wh)
     assert_array_equal(of_fused[0], keypoints)
