@@ -57,9 +57,11 @@ setup(
         'dds': ['cyclonedds'],
         # Retrieval among a million images in a third of the time.
         'fast': ['numba'],
+        # Maps built by several processes or machines.
+        'ray': ['ray'],
         # colcon looks for pytest under this name.
         'test': TEST,
-        'dev': [*MAP, *EXPORT, *TEST, 'numba', 'pytest-xdist', 'ruff', 'mypy', *X86_ONLY],
+        'dev': [*MAP, *EXPORT, *TEST, 'numba', 'ray', 'pytest-xdist', 'ruff', 'mypy', *X86_ONLY],
     },
     entry_points={
         'console_scripts': [

@@ -13,8 +13,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -25,13 +25,15 @@ import numpy.typing as npt
 from feat_ros import config
 from feat_ros.camera import Camera
 from feat_ros.errors import ImageError, MapError
-from feat_ros.extractors import Extractor
+from feat_ros.extractors import create_extractor, Extractor
 from feat_ros.image import read_image
 from feat_ros.matching import dot_similarity, mutual_nearest, Similarity, similarity_of
 from feat_ros.sfm_map import partial_path, writing
 from feat_ros.types import Features, Progress
+from feat_ros.workers import Workers
 
 Ids = npt.NDArray[np.int64]
+Arrays = dict[str, npt.NDArray[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +75,12 @@ class BuildFolder:
     """The folder that a build works in.
 
     :param out: the map that is built.
+    :param workers: what extracts and matches, instead of this process.
     :raises MapError: the disk is full or read-only.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.path = partial_path(out)
+    def __init__(self, out: Path, workers: Workers | None = None) -> None:
+        self.path, self._workers = partial_path(out), workers
         with writing(self.path):
             if any((self.path / 'features').glob('*.npz')):
                 logger.warning('resuming the interrupted build in %s', self.path)
@@ -96,13 +99,22 @@ class BuildFolder:
         :raises ImageError: an image cannot be read or is not of its camera's size.
         :raises MapError: no image gave a keypoint; the disk is full.
         """
-        how = json.dumps(
-            [extractor.name, extractor.weights_sha256, config.to_dict(extractor.config)]
-        ).encode()
-        stored = []
-        for file, camera in progress(list(zip(files, cameras, strict=True)), 'extract'):
-            stored.append(self._extract(file, how, extractor))
-            width, height = _load_arrays(stored[-1])['size_wh'].tolist()
+        options = json.dumps(config.to_dict(extractor.config))
+        how = json.dumps([extractor.name, extractor.weights_sha256, json.loads(options)]).encode()
+        stored = [self._place(file, how) for file in files]
+        # Two files may be the same.
+        missing = {place: file for place, file in zip(stored, files, strict=True)}
+        todo = [file for place, file in missing.items() if not place.exists()]
+        if self._workers is None:
+            made: Iterator[Arrays] = (_extract(extractor, file) for file in todo)
+        else:
+            made = self._workers.map(_extraction, (extractor.name, options), todo)
+        for place, file, camera in progress(
+            list(zip(stored, files, cameras, strict=True)), 'extract'
+        ):
+            if not place.exists():
+                save_arrays(place, **next(made))
+            width, height = _load_arrays(place)['size_wh'].tolist()
             if (width, height) != camera.size_wh:
                 raise ImageError(
                     f'image {file} is {width}x{height}, its camera {camera.width}x'
@@ -116,18 +128,13 @@ class BuildFolder:
             )
         return features
 
-    def _extract(self, file: Path, how: bytes, extractor: Extractor) -> Path:
+    def _place(self, file: Path, how: bytes) -> Path:
         try:
             content = file.read_bytes()
         except OSError as error:
             raise ImageError(f'image {file} cannot be read: {error.strerror or error}') from None
         key = hashlib.blake2b(content + how, digest_size=16).hexdigest()
-        stored = self.path / 'features' / f'{key}.npz'
-        if not stored.exists():
-            rgb = read_image(file)
-            size_wh = np.array([rgb.shape[1], rgb.shape[0]])
-            save_arrays(stored, **vars(extractor(rgb)), size_wh=size_wh)
-        return stored
+        return self.path / 'features' / f'{key}.npz'
 
     def match(
         self, features: FeatureStore, pairs: Iterable[tuple[int, int]], progress: Progress
@@ -139,26 +146,63 @@ class BuildFolder:
         partners: dict[int, list[int]] = {}
         for i, j in pairs:
             partners.setdefault(i, []).append(j)
-        for i in progress(list(partners), 'match'):
+        known, missing = {}, {}
+        for i, others in partners.items():
             stored = self.path / 'matches' / features.paths[i].name
-            keys = {j: features.paths[j].stem for j in partners[i]}
-            known = _load_arrays(stored) if stored.exists() else {}
-            missing = [j for j, key in keys.items() if key not in known]
-            for j in missing:
-                rows, _ = mutual_nearest(
-                    features[i].descriptors, features[j].descriptors, features.similarity
-                )
-                known[keys[j]] = rows.astype(np.int32)
-            if missing:
-                save_arrays(stored, **known)
-            for j, key in keys.items():
-                yield (i, j), known[key].astype(np.int64)
+            known[i] = _load_arrays(stored) if stored.exists() else {}
+            todo = [j for j in others if features.paths[j].stem not in known[i]]
+            if todo:
+                missing[i] = todo
+        if self._workers is None:
+            made: Iterator[list[Ids]] = (
+                [_match(features[i], features[j], features.similarity) for j in todo]
+                for i, todo in missing.items()
+            )
+        else:
+            paths = (
+                (features.paths[i], [features.paths[j] for j in todo])
+                for i, todo in missing.items()
+            )
+            made = self._workers.map(_matching, (features.similarity,), paths)
+        for i in progress(list(partners), 'match'):
+            if i in missing:
+                rows = zip(missing[i], next(made), strict=True)
+                known[i] |= {features.paths[j].stem: each for j, each in rows}
+                save_arrays(self.path / 'matches' / features.paths[i].name, **known[i])
+            for j in partners[i]:
+                yield (i, j), known[i][features.paths[j].stem].astype(np.int64)
+            del known[i]
 
     def clean(self) -> None:
         """Remove what a finished map is without."""
         with writing(self.path):
             for folder in _SCRATCH:
                 shutil.rmtree(self.path / folder, ignore_errors=True)
+
+
+def _extract(extractor: Extractor, file: Path) -> Arrays:
+    rgb = read_image(file)
+    return {**vars(extractor(rgb)), 'size_wh': np.array([rgb.shape[1], rgb.shape[0]])}
+
+
+def _extraction(name: str, options: str) -> Callable[[Path], Arrays]:
+    """Make what extracts in a worker."""
+    return partial(_extract, create_extractor(name, **json.loads(options)))
+
+
+def _match(first: Features, second: Features, similarity: Similarity) -> Ids:
+    rows, _ = mutual_nearest(first.descriptors, second.descriptors, similarity)
+    return rows.astype(np.int32)
+
+
+def _matching(similarity: Similarity) -> Callable[[tuple[Path, list[Path]]], list[Ids]]:
+    """Make what matches an image with others in a worker."""
+    load = lru_cache(maxsize=64)(_load_features)
+
+    def match(paths: tuple[Path, list[Path]]) -> list[Ids]:
+        return [_match(load(paths[0]), load(other), similarity) for other in paths[1]]
+
+    return match
 
 
 def _load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

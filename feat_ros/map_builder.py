@@ -45,6 +45,7 @@ from feat_ros.sfm_map import (
 )
 from feat_ros.triangulation import Structure, triangulate, TriangulationConfig
 from feat_ros.types import Progress
+from feat_ros.workers import Workers
 
 Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
@@ -90,6 +91,7 @@ def build_map(
     progress: Progress | None = None,
     provenance: dict[str, Any] | None = None,
     words_of: AsmkIndex | None = None,
+    workers: Workers | None = None,
 ) -> SfmMap:
     """Build a map folder from images, with poses or without.
 
@@ -99,6 +101,7 @@ def build_map(
         are estimated, and the map's scale and gravity are unknown.
     :param overwrite: replace a map of that name, at the moment the new one is complete.
     :param words_of: the index whose visual words are used, instead of ones made of the images.
+    :param workers: processes that extract and match; the map is the same to the byte.
     :raises MapError: the map exists, cannot be written, or no point could be triangulated.
     :raises DataError, ImageError, CameraError: the input cannot be used.
     """
@@ -111,7 +114,7 @@ def build_map(
     names = list(images) if isinstance(images, Mapping) else [image.name for image in images]
     cameras = list(images.values() if isinstance(images, Mapping) else [i.camera for i in images])
     paths = _check_files(image_folder, names)
-    folder = BuildFolder(out)
+    folder = BuildFolder(out, workers)
     partial = folder.path
 
     features = folder.extract(paths, cameras, extractor, progress)

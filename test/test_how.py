@@ -337,7 +337,7 @@ def test_train_by_command(scene: Scene, room_map: SfmMap, tmp_path: Path) -> Non
     other = sees_other(room_map, tmp_path)
     words = [
         'train', 'how', '--out', tmp_path / 'run', '--set', 'size=96', '--set', 'epochs=1',
-             '--set', 'tuples=2', '--set', 'negatives=1', '--set', 'min_shared_points=100',
+        '--set', 'tuples=2', '--set', 'negatives=1', '--set', 'min_shared_points=100',
     ]  # fmt: skip
     for path in (room_map.path, other):
         words += ['--map', path, '--images', scene.folder]

@@ -22,8 +22,8 @@ LEVELS = {
     2: 'models matching pnp pose_error sfm_map map_index retrieval',
     3: 'runtimes extractors weights',
     4: 'localizer',
-    5: 'map_builder map_life map_check build_folder bag_images reconstruction triangulation '
-    'pose_noise alignment '
+    5: 'workers map_builder map_life map_check build_folder bag_images reconstruction '
+    'triangulation pose_noise alignment '
     'colmap_files export tensorrt_operators trajectory bags evaluation report town plots server',
     6: 'replay bench feature_bench retrieval_bench recall_bench extraction_bench scaling_bench '
     'frame_bench '
@@ -61,6 +61,7 @@ ONLY_IN = {
     ),
     'poselib': ('bench',),
     'numba': ('retrieval.compiled',),
+    'ray': ('workers',),
     'cyclonedds': ('dds',),
 }
 # What a robot does without: loaded by the function that needs it, never with the base modules.

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,12 @@ from feat_ros.colmap_files import (
 from feat_ros.errors import DataError
 from feat_ros.map_builder import BuildConfig
 from feat_ros.sfm_map import partial_path, SfmMap
+from feat_ros.workers import Workers
 
 # Odometry and motion capture are off by pixels: options that suit them, where none are set.
 ROBOT_POSES = ('max_epipolar_error_px=10', 'triangulation.max_reprojection_error_px=10')
+# Tasks at once on a cluster, where nothing else is said.
+_CLUSTER_TASKS = 64
 _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.tif', '.tiff', '.bmp', '.webp')
 
 
@@ -56,6 +61,30 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument('--start', type=float, default=0.0, metavar='S', help='seconds from there')
     parser.add_argument('--end', type=float, default=float('inf'), metavar='S', help='until there')
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add what says where the work of a build is done."""
+    parser.add_argument(
+        '--workers', type=int, metavar='N',
+        help='extract and match in so many processes, by Ray; default: in this one',
+    )  # fmt: skip
+    parser.add_argument(
+        '--ray', metavar='ADDRESS',
+        help='a Ray cluster, whose machines see the images and the map under the same paths',
+    )  # fmt: skip
+
+
+@contextmanager
+def open_workers(args: argparse.Namespace) -> Iterator[Workers | None]:
+    """Start the workers that were asked for."""
+    if args.workers is not None and args.workers < 1:
+        raise DataError(f'--workers is {args.workers}: at least 1 is needed')
+    if args.workers is None and args.ray is None:
+        yield None
+        return
+    with Workers(args.workers or _CLUSTER_TASKS, args.ray) as workers:
+        yield workers
 
 
 def add_pose_source(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,14 @@ import numpy as np
 from feat_ros import config
 from feat_ros.bag_images import KeyframeConfig
 from feat_ros.cli.common import add_command, check_writable, command_line, progress
-from feat_ros.cli.map_common import add_inputs, describe_map, print_description, read_inputs
+from feat_ros.cli.map_common import (
+    add_inputs,
+    add_workers,
+    describe_map,
+    open_workers,
+    print_description,
+    read_inputs,
+)
 from feat_ros.errors import DataError, MapError
 from feat_ros.extractors import create_extractor
 from feat_ros.map_builder import build_map, BuildConfig
@@ -48,6 +55,7 @@ def _add_add(actions: Any) -> None:
     )  # fmt: skip
     add.add_argument('map', type=Path, metavar='MAP', help='the map folder')
     add_inputs(add)
+    add_workers(add)
     _add_align_option(add, 'the images')
     add.set_defaults(run=run_add)
 
@@ -130,10 +138,12 @@ def run_add(args: argparse.Namespace) -> JsonDict:
     args.out = args.map.with_name(args.map.name + '.addition')
     image_folder, images, options, source = read_inputs(args)
     built = sfm_map.manifest.extractor
-    addition = build_map(
-        args.out, image_folder, images, create_extractor(built.name, **built.options), options,
-        overwrite=True, progress=progress, provenance=source, words_of=open_index(sfm_map),
-    )  # fmt: skip
+    with open_workers(args) as workers:
+        addition = build_map(
+            args.out, image_folder, images, create_extractor(built.name, **built.options),
+            options, overwrite=True, progress=progress, provenance=source,
+            words_of=open_index(sfm_map), workers=workers,
+        )  # fmt: skip
     addition, fit = _fit(sfm_map, addition, args.align)
     sfm_map = add_map(args.map, addition, {'fit': fit})
     shutil.rmtree(args.out)

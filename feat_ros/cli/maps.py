@@ -24,7 +24,9 @@ from feat_ros.cli.common import (
 from feat_ros.cli.map_common import (
     add_inputs,
     add_pose_source,
+    add_workers,
     describe_map,
+    open_workers,
     print_description,
     read_inputs,
     ROBOT_POSES,
@@ -69,6 +71,7 @@ def _add_build(actions: Any) -> None:
     )
     build.add_argument('--out', type=Path, required=True, metavar='MAP', help='the map folder')
     add_inputs(build)
+    add_workers(build)
     build.add_argument(
         '--extractor', default=DEFAULT_EXTRACTOR, metavar='NAME',
         help=f'one of {", ".join(EXTRACTORS)}; default: {DEFAULT_EXTRACTOR}',
@@ -151,10 +154,11 @@ def run_build(args: argparse.Namespace) -> dict[str, Any]:
     )
     check_out(args.out, overwrite=args.overwrite)
     image_folder, images, options, source = read_inputs(args)
-    sfm_map = build_map(
-        args.out, image_folder, images, extractor, options,
-        overwrite=args.overwrite, progress=progress, provenance=source,
-    )  # fmt: skip
+    with open_workers(args) as workers:
+        sfm_map = build_map(
+            args.out, image_folder, images, extractor, options,
+            overwrite=args.overwrite, progress=progress, provenance=source, workers=workers,
+        )  # fmt: skip
     plot_top_view(args.out / 'top_view.png', sfm_map)
     description = describe_map(sfm_map)
     print_description(description)

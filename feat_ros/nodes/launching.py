@@ -20,7 +20,7 @@ from launch.actions import (
     Shutdown,
     TimerAction,
 )
-from launch.event_handlers import OnProcessExit
+from launch.event_handlers import OnProcessExit, OnProcessIO
 from launch.events import matches_action
 from launch.events.process import SignalProcess
 from launch_ros.actions import Node
@@ -28,6 +28,7 @@ from launch_ros.actions import Node
 from feat_ros.driver import info_topic, map_path
 from feat_ros.errors import ConfigError
 from feat_ros.extractors import extractor_config
+from feat_ros.nodes.recorder import READY
 from feat_ros.sfm_map import read_manifest
 from launch import LaunchDescription
 
@@ -73,6 +74,8 @@ MAP_ARGUMENTS = {
 Arguments = Mapping[str, tuple[str, str, tuple[str, ...]]]
 # What is on its way when the bag ends is waited for.
 _SETTLE_S = 3.0
+# Nodes that do not listen by then have failed, and a bag that nobody hears shows it.
+_PATIENCE_S = 60.0
 
 
 def share(*parts: str) -> Path:
@@ -161,12 +164,28 @@ def replay_actions(values: Mapping[str, str]) -> list[Any]:
             'out': values['out'], 'truth_topic': values['truth'],
             'truth_kind': values['truth_kind'], 'min_poses': int(values['min_poses']),
             'max_error_m': float(values['max_error_m']),
+            # They subscribe to what carries the images last.
+            'wait_for': [
+                *values['image'].split(','),
+                *(['extractor/features'] if values['split'] == 'true' else []),
+            ],
         },
     )  # fmt: skip
-    rate = ['--rate', values['rate']]
+    # Before the first message the player must be found by those who listen.
+    rate = ['--rate', values['rate'], '--delay', str(_SETTLE_S)]
     bag = ExecuteProcess(
         cmd=['ros2', 'bag', 'play', values['bag'], *rate, '--clock'], output='screen'
     )
+
+    has_begun = False
+
+    def begin(_: Any) -> list[Any]:
+        nonlocal has_begun
+        actions, has_begun = [] if has_begun else [bag], True
+        return actions
+
+    def listen(event: Any) -> list[Any]:
+        return begin(event) if READY in event.text.decode(errors='replace') else []
 
     def conclude(event: Any, context: Any) -> list[Any]:
         if event.returncode:
@@ -181,7 +200,8 @@ def replay_actions(values: Mapping[str, str]) -> list[Any]:
         *localize_actions({**values, 'use_sim_time': 'true'}),
         recorder,
         # Nodes that are not there yet would miss the first images.
-        TimerAction(period=_SETTLE_S, actions=[bag]),
+        RegisterEventHandler(OnProcessIO(target_action=recorder, on_stdout=listen)),
+        TimerAction(period=_PATIENCE_S, actions=[OpaqueFunction(function=begin)]),
         RegisterEventHandler(OnProcessExit(target_action=bag, on_exit=settle)),
         RegisterEventHandler(OnProcessExit(target_action=recorder, on_exit=conclude)),
     ]

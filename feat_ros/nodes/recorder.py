@@ -26,6 +26,9 @@ _POSE, _ODOMETRY = 'geometry_msgs/msg/PoseWithCovarianceStamped', 'nav_msgs/msg/
 _KINDS = {'odometry': _ODOMETRY, 'pose': _POSE, 'stamped': 'geometry_msgs/msg/PoseStamped'}
 # The truth is interpolated over gaps up to this.
 _MAX_GAP_NS = 250_000_000
+_POLL_S = 0.1
+# The line that the launch file waits for.
+READY = 'all topics are listened to'
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class RecorderConfig(Config):
     out: str = option('', 'folder for trajectory.tum and summary.json')
     min_poses: int = option(1, 'fewer poses are a failure', minimum=0)
     max_error_m: float = option(0.0, 'a larger median error is a failure; 0: none is', minimum=0.0)
+    wait_for: list[str] = option(
+        list, 'topics that somebody must listen to before "ready" is printed'
+    )
     autostart: bool = option(True, 'configure and activate at the start')
 
 
@@ -51,6 +57,7 @@ class RecorderNode(Shell):
         self._poses: dict[int, Rigid3d] = {}
         self._truth: dict[int, Rigid3d] = {}
         self._inputs: list[Any] = []
+        self._is_ready = False
 
     def activate(self) -> None:
         """Subscribe."""
@@ -64,6 +71,13 @@ class RecorderNode(Shell):
                     message_type(kind), topic, lambda m, poses=poses: _note(m, poses), 100
                 )
             )
+        self._inputs.append(self.every(_POLL_S, self._say_when_ready))
+
+    def _say_when_ready(self) -> None:
+        waited_for = self.options.wait_for
+        if not self._is_ready and all(map(self.count_subscribers, waited_for)):
+            self._is_ready = True
+            print(READY, flush=True)
 
     def deactivate(self) -> None:
         """Listen no more."""
