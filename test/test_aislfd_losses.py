@@ -46,14 +46,12 @@ def tensor(array: npt.NDArray[Any], *, needs_grad: bool = False) -> Any:
 
 
 def correspondences(rng: np.random.Generator) -> losses.Correspondences:
-    """Points of two images, some nearer than T to each other, some not there, some alone."""
+    """Places in two images, some nearer than T to each other, and which are used."""
     xy_q = rng.uniform(0, 30, (N, 2))
     xy_k = xy_q + rng.normal(0, 3, (N, 2))
-    is_q, is_k = np.ones((2, N), bool)
-    is_q[2] = is_k[3] = False
-    is_match = is_q & is_k
-    is_match[4] = False
-    return losses.Correspondences(*map(tensor, (xy_q, xy_k, is_match, is_q, is_k)))
+    is_match = np.ones(N, bool)
+    is_match[[2, 5]] = False
+    return losses.Correspondences(tensor(xy_q), tensor(xy_k), tensor(is_match))
 
 
 def slow_selected(local_q: Float, meta_q: Float, local_k: Float, meta_k: Float) -> Float:
@@ -69,15 +67,15 @@ def slow_selected(local_q: Float, meta_q: Float, local_k: Float, meta_k: Float) 
 
 def slow_triplet(distance: Float, points: losses.Correspondences, margin: float) -> float:
     """Equations 2 and 3."""
-    xy_q, xy_k, is_match, is_q, is_k = (each.numpy() for each in points)
+    xy_q, xy_k, is_match = (each.numpy() for each in points)
     cost = []
     for x in np.flatnonzero(is_match):
         of_k = [
-            distance[x, y] for y in np.flatnonzero(is_k)
+            distance[x, y] for y in np.flatnonzero(is_match)
             if np.linalg.norm(xy_k[x] - xy_k[y]) > APART
         ]  # fmt: skip
         of_q = [
-            distance[y, x] for y in np.flatnonzero(is_q)
+            distance[y, x] for y in np.flatnonzero(is_match)
             if np.linalg.norm(xy_q[x] - xy_q[y]) > APART
         ]  # fmt: skip
         negative = min([2.0, *of_k, *of_q])
@@ -226,16 +224,6 @@ def test_a_warp_takes_points_with_it(rng: np.random.Generator) -> None:
 def at(image: npt.NDArray[np.uint8], xy: npt.NDArray[np.float32]) -> Any:
     x, y = np.asarray(xy - 0.5, np.float32).T
     return cv2.remap(image.astype(np.float32).mean(2), x[None], y[None], cv2.INTER_LINEAR)[0]
-
-
-def test_partners_are_put_beside_each_other(rng: np.random.Generator) -> None:
-    partner = np.full((3, 12), -1)
-    for pair, matches in enumerate((5, 0, 12)):
-        rows, columns = (rng.permutation(12)[:matches] for _ in range(2))
-        partner[pair, rows] = columns
-    order = aislfd.aligned(tensor(partner)).numpy()
-    assert_allclose(np.sort(order, axis=1), np.tile(np.arange(12), (3, 1)))
-    assert (order[partner >= 0] == partner[partner >= 0]).all()
 
 
 @pytest.mark.parametrize('is_relit', [False, True])

@@ -52,6 +52,7 @@ from feat_ros.models.weights import (  # noqa: E402
     load_weights,
     NETWORKS,
     save_weights,
+    trained_network,
     Weights,
     weights_of,
 )
@@ -132,11 +133,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files(request: pytest.FixtureRequest) -> dict[str, Path]:
     """Weights and an export of a network by runtime: the package's, or random ones."""
     name: str = request.param
-    packaged = runtimes.WEIGHTS / f'{name}_1024.onnx'
-    if packaged.exists():
-        return {'onnx': packaged, 'torch': runtimes.WEIGHTS / f'{name}.npz'}
+    for count in (1024, 2048) if name != 'sfd2' else ():
+        packaged = runtimes.WEIGHTS / f'{name}_{count}.onnx'
+        if packaged.exists():
+            return {'onnx': packaged, 'torch': runtimes.WEIGHTS / f'{trained_network(name)}.npz'}
     if name != 'sfd2':
-        pytest.skip(f'the package has no {packaged.name}')
+        pytest.skip(f'the package has no export of {name}')
     folder: Path = request.getfixturevalue('exported')
     return {'onnx': folder / 'sfd2.onnx', 'torch': folder / 'sfd2.npz'}
 

@@ -18,8 +18,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional
 
-from feat_ros.models.keypoints import clear_rows
-from feat_ros.models.scale_space import ScaleSpace
+from feat_ros.models.keypoints import clear_rows, TOP_K_LIMIT
+from feat_ros.models.scale_space import ScaleSpace, top_k
 from feat_ros.models.sfd2_lite import Backbone, sample, tones
 
 # The four descriptors: whether each changes with the light, and with a turn of the camera.
@@ -105,8 +105,7 @@ class Aislfd(nn.Module):
     def _head(self, name: str, merged: Tensor) -> Any:
         """Conv, ReLU, norm, conv, in LISRD's order."""
         first, norm, last = (
-            self.get_submodule(f'{part.format(name)}')
-            for part in ('conv_{}_1', 'bn_{}_1', 'conv_{}_2')
+            self.get_submodule(part.format(name)) for part in ('conv_{}_1', 'bn_{}_1', 'conv_{}_2')
         )
         return last(norm(torch.relu(first(merged))))
 
@@ -124,9 +123,13 @@ class Aislfd(nn.Module):
         """See the class."""
         sizes = valid_wh[None]
         adapted = tones(image, sizes)
-        points = self.detector(adapted.grey, sizes, self.max_keypoints)
-        xy, response = points.xy[0], points.response[0]
-        first = torch.zeros_like(response, dtype=torch.int64)
+        count = self.max_keypoints
+        # More than are kept: what turns out to be an edge has no response.
+        candidates = max(count, min(count + count // 2, TOP_K_LIMIT))
+        points = self.detector(adapted.grey, sizes, candidates)
+        response, chosen = (each[0] for each in top_k(points.response, count))
+        xy = points.xy[0].index_select(0, chosen)
+        first = torch.zeros_like(chosen)
         maps = self.local_maps(adapted.colors)
         descriptors = self.descriptors(maps, sizes, xy, first)
         num = (response > 0).sum().to(torch.int32)

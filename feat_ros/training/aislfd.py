@@ -103,23 +103,6 @@ def changes(turn: Tensor, *, is_relit: bool) -> tuple[Tensor, Tensor]:
     return relit | (rot_var & is_turned), torch.where(relit, 1.0, share)
 
 
-def aligned(partner: Tensor) -> Tensor:
-    """Return an order (P, N) of the second views' points that puts partners beside the first's.
-
-    The points without partner fill the other rows.
-
-    :param partner: (P, N) of :class:`~feat_ros.training.pairs.Batch`.
-    """
-    is_match = partner >= 0
-    taken = torch.zeros_like(partner).scatter_add(1, partner.clamp(min=0), is_match.long()) > 0
-    # Those without partner come first, and there are as many in both views.
-    rows, others = (
-        torch.argsort(flags.to(torch.int8), dim=1, stable=True) for flags in (is_match, taken)
-    )
-    chosen = torch.where(is_match.gather(1, rows), partner.gather(1, rows), others)
-    return torch.empty_like(partner).scatter(1, rows, chosen)
-
-
 class _Views(NamedTuple):
     """Points of P views: ``xy`` (P, N, 2), ``local`` and ``meta`` (P, 4, N, 128)."""
 
@@ -134,31 +117,33 @@ def losses(
     """Return the loss of a batch and what is logged of it."""
     pairs = len(batch.partner)
     anchors, xy = batch.images[:pairs], batch.points.xy[:pairs]
-    is_a, is_b = (batch.points.response > 0).chunk(2)
+    is_point = batch.points.response > 0
     angle = (2 * torch.rand(pairs, device=xy.device) - 1) * math.pi
     is_unturned = torch.rand(pairs, device=xy.device) < _UNTURNED_SHARE
-    variant = warp(anchors, xy, torch.zeros_like(angle))
     turned = warp(anchors, xy, torch.where(is_unturned, 0.0, angle))
-    order = aligned(batch.partner)
-    xy_b = torch.gather(batch.points.xy[pairs:], 1, order[..., None].expand(-1, -1, 2))
-    is_b, is_match = is_b.gather(1, order), batch.partner >= 0
-
-    images = torch.cat([batch.images, variant.images, turned.images])
-    places = torch.cat([xy, xy_b, variant.xy, turned.xy])
-    first, second, same, again = _describe(trainee, images, places, config)
-    turn = turn_between(xy, xy_b, is_match)
-    both = is_a & turned.is_inside
-    total, logged = torch.zeros((), device=xy.device), {}
-    for name, other, points, changed in (
-        (
-            'relit', second, of_paper.Correspondences(xy, xy_b, is_match, is_a, is_b),
-            changes(turn, is_relit=True),
+    variant = warp(anchors, xy, torch.zeros_like(angle))
+    first, second, again, same = _describe(
+        trainee, torch.cat([batch.images, turned.images, variant.images]),
+        torch.cat([batch.points.xy, turned.xy, variant.xy]), config,
+    )  # fmt: skip
+    partner, is_match = batch.partner.clamp(min=0), batch.partner >= 0
+    relit = _Views(
+        torch.gather(second.xy, 1, partner[..., None].expand_as(second.xy)),
+        *(
+            torch.gather(each, 2, partner[:, None, :, None].expand_as(each))
+            for each in (second.local, second.meta)
         ),
+    )
+    turn = turn_between(xy, relit.xy, is_match)
+    total, logged = torch.zeros((), device=xy.device), {}
+    for name, other, is_both, changed in (
+        ('relit', relit, is_match, changes(turn, is_relit=True)),
         (
-            'turned', again, of_paper.Correspondences(xy, turned.xy, both, both, both),
+            'turned', again, is_point[:pairs] & turned.is_inside,
             changes(turned.turn, is_relit=False),
         ),
     ):  # fmt: skip
+        points = of_paper.Correspondences(xy, other.xy, is_both)
         loss = _local_loss(first, other, same, points, variant.is_inside, changed, config)
         total = total + loss
         logged[f'local_{name}'] = loss.detach()
@@ -172,13 +157,11 @@ def losses(
 
     # The paper's losses alone shape the four descriptors.
     local = torch.cat([first.local, second.local]).transpose(1, 2).flatten(0, 1).detach()
-    fused = trainee.network.fused(local) * torch.cat([is_a, is_b]).reshape(-1, 1)
-    rows = torch.arange(is_match.shape[1], device=xy.device).expand_as(order)
-    beside = batch._replace(partner=torch.where(is_match, rows, -1))
-    match, of_fused = contrast(trainee, fused, beside, config)
+    fused = trainee.network.fused(local) * is_point.reshape(-1, 1)
+    match, of_fused = contrast(trainee, fused, batch, config)
     logged |= of_fused | {'matched_fused': of_fused['matched_right']}
     with torch.no_grad():
-        logged |= _shares_right(first, second, is_match, is_a, is_b, config)
+        logged |= _shares_right(first, second, is_point, batch.partner, config)
     return total + config.fused * match.loss, logged
 
 
@@ -219,29 +202,33 @@ def _local_loss(
 
 
 def _shares_right(
-    first: _Views, second: _Views, is_match: Tensor, is_a: Tensor, is_b: Tensor,
-    config: AislfdConfig,
-) -> dict[str, Tensor]:  # fmt: skip
+    first: _Views, second: _Views, is_point: Tensor, partner: Tensor, config: AislfdConfig
+) -> dict[str, Tensor]:
     """Share of the matches that are nearest both ways among all points of the batch.
 
     By equation 1, and by each descriptor alone.
     """
+    pairs, count = partner.shape
     local_a, meta_a, local_b, meta_b = (
         each.transpose(0, 1).flatten(1, 2)
         for each in (first.local, first.meta, second.local, second.meta)
     )
+    start = torch.arange(pairs, device=partner.device)[:, None] * count
+    wanted = torch.where(partner >= 0, partner + start, -1).reshape(-1)
+    rows = torch.arange(len(wanted), device=partner.device)
+    is_a, is_b = is_point.reshape(2, -1)
+    is_nothing = ~is_a[:, None] | ~is_b[None]
     alone = of_paper.distances(local_a, local_b)
     distance = alone[-1]
     if not config.is_single:
         distance = of_paper.selected_distances(local_a, meta_a, local_b, meta_b)
     found = {}
-    rows = torch.arange(is_match.numel(), device=is_match.device)
-    is_nothing = ~is_a.reshape(-1, 1) | ~is_b.reshape(1, -1)
     names = ('matched_right', *(f'matched_{name}' for name in VARIANCES))
     for name, values in zip(names, (distance, *alone), strict=True):
         values = values.masked_fill(is_nothing, torch.inf)
-        is_right = (values.argmin(1) == rows) & (values.argmin(0) == rows) & is_match.reshape(-1)
-        found[name] = is_right.sum() / is_match.sum().clamp(min=1)
+        nearest = values.argmin(1)
+        is_right = (nearest == wanted) & (values.argmin(0)[nearest] == rows)
+        found[name] = is_right.sum() / (wanted >= 0).sum().clamp(min=1)
     return found
 
 

@@ -20,25 +20,15 @@ _TINY = 1e-12
 
 
 class Correspondences(NamedTuple):
-    """Points of two images, row x of one being row x of the other where they match.
+    """The same n points in two images.
 
-    Other rows are points by themselves: there is nothing right for them, but they are wrong for
-    others.
-
-    ==============  ============  ================================
-    ``xy_q``        (..., n, 2)   pixels in image q
-    ``xy_k``        (..., n, 2)   pixels in image k
-    ``is_match``    (..., n)      bool, whether both are the same
-    ``is_q``        (..., n)      bool, which points q has
-    ``is_k``        (..., n)      bool, likewise k
-    ==============  ============  ================================
+    ``xy_q`` (..., n, 2) pixels in image q, ``xy_k`` (..., n, 2) in image k, and ``is_match``
+    (..., n) bool, which rows hold such a point.
     """
 
     xy_q: Tensor
     xy_k: Tensor
     is_match: Tensor
-    is_q: Tensor
-    is_k: Tensor
 
 
 def distances(first: Tensor, second: Tensor) -> Tensor:
@@ -66,8 +56,8 @@ def negative_distances(distance: Tensor, points: Correspondences, apart_px: floa
     :param apart_px: T.
     :returns: (..., n); 2, the largest there is, where no point is wrong.
     """
-    is_k = _is_apart(points.xy_k, points.is_k, apart_px)
-    is_q = _is_apart(points.xy_q, points.is_q, apart_px)
+    is_k = _is_apart(points.xy_k, points.is_match, apart_px)
+    is_q = _is_apart(points.xy_q, points.is_match, apart_px)
     of_k = distance.masked_fill(~is_k, _FARTHEST).amin(-1)
     of_q = distance.transpose(-1, -2).masked_fill(~is_q, _FARTHEST).amin(-1)
     return torch.minimum(of_k, of_q)
