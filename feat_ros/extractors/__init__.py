@@ -17,6 +17,7 @@ from feat_ros.extractors.learned import (
     HowSfd2Extractor,
     HynetExtractor,
     LearnedConfig,
+    SamfeatExtractor,
     Sfd2Extractor,
     Sfd2LiteExtractor,
 )
@@ -51,6 +52,7 @@ EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
     'sift': (SiftExtractor, SiftConfig),
     'sfd2_lite': (Sfd2LiteExtractor, LearnedConfig),
     'sfd2': (Sfd2Extractor, LearnedConfig),
+    'samfeat': (SamfeatExtractor, LearnedConfig),
     'hynet': (HynetExtractor, LearnedConfig),
     'aislfd': (AislfdExtractor, LearnedConfig),
     'aislfd_exact': (AislfdExactExtractor, LearnedConfig),

@@ -149,6 +149,18 @@ class HynetConfig(RunConfig):
 
 
 @dataclass(frozen=True)
+class SamfeatConfig(RunConfig):
+    """A run that trains ``samfeat``: equation 14 of its paper, and what is ours beside."""
+
+    learning_rate: float = option(1e-3, 'largest learning rate', minimum=0.0)
+    match: float = option(1.0, 'of the dual softmax over all points, which is ours', minimum=0.0)
+    distillation: float = option(1.0, 'of L_dis', minimum=0.0)
+    grouping: float = option(1.0, 'of L_wsc', minimum=0.0)
+    edge: float = option(1.0, 'of L_edge', minimum=0.0)
+    teacher: str = option('sfd2_lite', 'whose relations are learned; or sam:TYPE:CHECKPOINT')
+
+
+@dataclass(frozen=True)
 class TownCacheConfig(Config):
     """What a cache of town frames holds."""
 
