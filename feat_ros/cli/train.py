@@ -18,7 +18,9 @@ from feat_ros.errors import DataError
 from feat_ros.training.configs import (
     AislfdConfig,
     HowConfig,
+    HynetConfig,
     LiteConfig,
+    SamfeatConfig,
     Sfd2Config,
     TownCacheConfig,
 )
@@ -31,6 +33,13 @@ _NETWORKS: Mapping[str, tuple[type[Any], str]] = {
     'sfd2_lite': (LiteConfig, 'a CPU trains it in a night, a GPU in minutes'),
     'sfd2': (Sfd2Config, 'it needs a GPU'),
     'aislfd': (AislfdConfig, 'a beginning takes a CPU minutes'),
+    'samfeat': (SamfeatConfig, 'it needs a GPU'),
+    'samfeat_base': (
+        SamfeatConfig,
+        'what samfeat is compared with; set distillation=0, grouping=0 and edge=0',
+    ),
+    'hynet': (HynetConfig, "small batches train on a CPU, its paper's need a GPU"),
+    'hynet_base': (HynetConfig, 'what hynet is compared with; set is_plain=true'),
 }
 
 

@@ -15,7 +15,9 @@ from feat_ros.extractors.learned import (
     HowR18Extractor,
     HowR50Extractor,
     HowSfd2Extractor,
+    HynetExtractor,
     LearnedConfig,
+    SamfeatExtractor,
     Sfd2Extractor,
     Sfd2LiteExtractor,
 )
@@ -50,6 +52,8 @@ EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
     'sift': (SiftExtractor, SiftConfig),
     'sfd2_lite': (Sfd2LiteExtractor, LearnedConfig),
     'sfd2': (Sfd2Extractor, LearnedConfig),
+    'samfeat': (SamfeatExtractor, LearnedConfig),
+    'hynet': (HynetExtractor, LearnedConfig),
     'aislfd': (AislfdExtractor, LearnedConfig),
     'aislfd_exact': (AislfdExactExtractor, LearnedConfig),
 }

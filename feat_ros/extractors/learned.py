@@ -100,6 +100,20 @@ class Sfd2LiteExtractor(LearnedExtractor):
     pixel_sigma = 0.5
 
 
+class SamfeatExtractor(LearnedExtractor):
+    """A small VGG that a segmentation model has taught."""
+
+    name = 'samfeat'
+    pixel_sigma = 0.7
+
+
+class HynetExtractor(LearnedExtractor):
+    """Patches of the scale space, described by HyNet."""
+
+    name = 'hynet'
+    pixel_sigma = 0.5
+
+
 class HowExtractor(LearnedExtractor):
     """Local features for retrieval alone: places are those of cells of 16 or 32 pixels."""
 

@@ -24,6 +24,8 @@ from torch import nn
 from feat_ros.errors import ConfigError, NetworkError
 from feat_ros.models.aislfd import Aislfd, AislfdExact
 from feat_ros.models.how import HowR18, HowR50, HowSfd2
+from feat_ros.models.hynet import HyNet
+from feat_ros.models.samfeat import SamFeat
 from feat_ros.models.sfd2 import Sfd2
 from feat_ros.models.sfd2_lite import Sfd2Lite
 
@@ -35,6 +37,8 @@ NETWORKS: Mapping[str, type[Any]] = {
     'how_r18': HowR18,
     'how_r50': HowR50,
     'how_sfd2': HowSfd2,
+    'samfeat': SamFeat,
+    'hynet': HyNet,
     'aislfd': Aislfd,
     'aislfd_exact': AislfdExact,
 }

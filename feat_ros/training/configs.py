@@ -137,6 +137,30 @@ class AislfdConfig(RunConfig):
 
 
 @dataclass(frozen=True)
+class HynetConfig(RunConfig):
+    """A run that trains ``hynet``: equations 5 to 7 of its paper."""
+
+    learning_rate: float = option(1e-2, 'largest learning rate', minimum=0.0)
+    matches: int = option(512, "pairs of patches a step, the paper's", minimum=2)
+    alpha: float = option(2.0, 'of equation 6', minimum=0.0)
+    margin: float = option(1.2, 'm of equation 6', minimum=0.0)
+    gamma: float = option(0.1, 'of equation 7', minimum=0.0)
+    is_plain: bool = option(False, 'the plain triplet loss with a margin of 1, to compare with')
+
+
+@dataclass(frozen=True)
+class SamfeatConfig(RunConfig):
+    """A run that trains ``samfeat``: equation 14 of its paper, and what is ours beside."""
+
+    learning_rate: float = option(1e-3, 'largest learning rate', minimum=0.0)
+    match: float = option(1.0, 'of the dual softmax over all points, which is ours', minimum=0.0)
+    distillation: float = option(1.0, 'of L_dis', minimum=0.0)
+    grouping: float = option(1.0, 'of L_wsc', minimum=0.0)
+    edge: float = option(1.0, 'of L_edge', minimum=0.0)
+    teacher: str = option('sfd2_lite', 'whose relations are learned; or sam:TYPE:CHECKPOINT')
+
+
+@dataclass(frozen=True)
 class TownCacheConfig(Config):
     """What a cache of town frames holds."""
 

@@ -21,6 +21,9 @@ _TITLES = {
     'stability_loss': 'loss of the stability groups',
     'group_right': 'stability groups right',
     'loss': 'loss',
+    'distillation_loss': 'loss of the relations',
+    'grouping_loss': 'loss of the groups',
+    'edge_loss': 'loss of the edges',
     'recall_1': 'finds what sees the same first',
     'night_recall_1': 'and in little light',
 }

@@ -7,13 +7,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from feat_ros.errors import ConfigError
-from feat_ros.training import aislfd, lite, sfd2
+from feat_ros.training import aislfd, hynet, lite, samfeat, sfd2
 from feat_ros.training.run import System
 
 SYSTEMS: Mapping[str, System] = {
     'sfd2_lite': lite.SYSTEM,
     'sfd2': sfd2.SYSTEM,
     'aislfd': aislfd.SYSTEM,
+    'samfeat': samfeat.SYSTEM,
+    'samfeat_base': samfeat.BASE_SYSTEM,
+    'hynet': hynet.SYSTEM,
+    'hynet_base': hynet.BASE_SYSTEM,
 }
 
 

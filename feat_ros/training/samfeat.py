@@ -1,0 +1,137 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""How ``samfeat`` is trained: the losses of its paper, with groups and edges from labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from feat_ros.models.samfeat import SamFeat, STRIDE
+from feat_ros.models.sfd2_lite import sample
+from feat_ros.training import samfeat_losses as of_paper
+from feat_ros.training.configs import SamfeatConfig
+from feat_ros.training.pairs import Batch
+from feat_ros.training.run import contrast, System, Trainee
+from feat_ros.training.teachers import create_teacher
+
+# Pixels that a negative is away from the match, at least.
+_APART_PX = 8.0
+# Points of an image that are grouped, and matches that are contrasted by triplets.
+_GROUPED, _TRIPLETS = 256, 512
+# Relations are between so many places a side.
+_RELATED = 24
+
+_teacher = lru_cache(maxsize=1)(create_teacher)
+
+
+def losses(
+    trainee: Trainee, batch: Batch, config: SamfeatConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a batch, equation 14 and what is ours beside, and what is logged."""
+    network = trainee.network
+    device = batch.images.device
+    views, size = batch.images.shape[:2]
+    valid_wh = torch.full((views, 2), size, dtype=torch.int32, device=device)
+    planes = network.planes(batch.images, valid_wh)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.use_bfloat16):
+        maps = network.dense(planes)
+    points = batch.points
+    count = points.xy.shape[1]
+    image = torch.arange(views, device=device).repeat_interleave(count)
+    places = points.xy.reshape(-1, 2) / STRIDE
+    is_point = (points.response > 0).reshape(-1, 1)
+    descriptors = functional.normalize(sample(maps.descriptors, places, image), dim=1) * is_point
+    attention = sample(maps.attention, places, image)[:, 0]
+
+    match, logged = contrast(trainee, descriptors, batch, config)
+    detection = of_paper.detection_loss(maps.heat, _point_map(batch))
+    triplet = _triplets(batch, descriptors, attention)
+    total = detection + triplet + config.match * match.loss
+    logged |= {'detection_loss': detection.detach(), 'triplet_loss': triplet.detach()}
+    if config.distillation:
+        features = _teacher(config.teacher, device)(batch.images)
+        side = min(_RELATED, maps.distilled.shape[-1])
+        student, taught, weight = (
+            functional.adaptive_avg_pool2d(each, side)
+            for each in (maps.distilled, features.float(), maps.attention.detach())
+        )
+        loss = of_paper.distillation_loss(student, taught, weight)
+        total = total + config.distillation * loss
+        logged['distillation_loss'] = loss.detach()
+    if config.grouping:
+        loss = _grouping(batch, descriptors)
+        total = total + config.grouping * loss
+        logged['grouping_loss'] = loss.detach()
+    if config.edge:
+        loss = of_paper.edge_loss(maps.edge_logits, *edges(batch.groups))
+        total = total + config.edge * loss
+        logged['edge_loss'] = loss.detach()
+    return total, logged
+
+
+def _point_map(batch: Batch) -> Tensor:
+    """(2P, 1, S, S): 1 at the pixels of the points."""
+    views, size = batch.images.shape[:2]
+    pixel = batch.points.xy.long().clamp(0, size - 1)
+    place = pixel[..., 1] * size + pixel[..., 0]
+    found = torch.zeros(views, size * size, device=place.device)
+    found.scatter_reduce_(1, place, (batch.points.response > 0).float(), 'amax')
+    return found.reshape(views, 1, size, size)
+
+
+def edges(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Return edges (V, 1, h, w) between groups (V, S, S), and where they are known.
+
+    A cell of a quarter of the resolution is an edge where two groups meet in it or beside it.
+    """
+    known = (groups >= 0)[:, None]
+    values = groups[:, None].float()
+    high = functional.max_pool2d(values, STRIDE + 2, STRIDE, 1)
+    low = -functional.max_pool2d(-values, STRIDE + 2, STRIDE, 1)
+    is_known = -functional.max_pool2d(-known.float(), STRIDE + 2, STRIDE, 1) > 0
+    return (high != low).float(), is_known
+
+
+def _triplets(batch: Batch, descriptors: Tensor, attention: Tensor) -> Tensor:
+    pairs, count = batch.partner.shape
+    chosen = torch.nonzero((batch.partner >= 0).reshape(-1))[:, 0]
+    chosen = chosen[:: max(1, len(chosen) // _TRIPLETS)][:_TRIPLETS]
+    if not len(chosen):
+        return descriptors.sum() * 0
+    pair = chosen // count
+    partner = (pairs + pair) * count + batch.partner.reshape(-1)[chosen]
+    xy = batch.points.xy.reshape(-1, 2)[partner]
+    far = (xy[:, None] - xy[None]).square().sum(2) > _APART_PX**2
+    return of_paper.weighted_triplet_loss(
+        descriptors[chosen], descriptors[partner],
+        torch.stack([attention[chosen], attention[partner]], 1),
+        far | (pair[:, None] != pair[None]),
+    )  # fmt: skip
+
+
+def _grouping(batch: Batch, descriptors: Tensor) -> Tensor:
+    """Mean of equation 11 over the first views, on the strongest points that are labelled."""
+    pairs, count = batch.partner.shape
+    rows = descriptors.reshape(2 * pairs, count, -1)[:pairs, :_GROUPED]
+    return torch.stack([
+        of_paper.grouping_loss(each, group)
+        for each, group in zip(rows, batch.group[:pairs, :_GROUPED], strict=True)
+    ]).mean()  # fmt: skip
+
+
+SYSTEM = System(
+    network='samfeat',
+    options=SamFeat().options,
+    make=SamFeat,
+    prefix='',
+    losses=losses,
+)
+# Without edge attention; train it without the teacher's losses too, and it is the paper's base.
+BASE_SYSTEM = replace(
+    SYSTEM, options=SamFeat(guided=False).options, make=lambda: SamFeat(guided=False)
+)  # fmt: skip
