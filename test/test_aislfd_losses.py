@@ -240,6 +240,44 @@ def test_what_a_descriptor_varies_with(is_relit: bool) -> None:
                 assert float(factor[pair, part]) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize('is_single', [False, True])
+def test_shares_that_are_right(rng: np.random.Generator, is_single: bool) -> None:
+    pairs, count = 3, 7
+    local_a, meta_a = units(rng, 2, pairs, 4, count, 6)
+    local_b = local_a + 0.5 * rng.normal(size=local_a.shape)
+    local_b /= np.linalg.norm(local_b, axis=-1, keepdims=True)
+    meta_b = units(rng, pairs, 4, count, 6)
+    is_point = rng.random((2 * pairs, count)) < 0.8
+    partner = np.where(is_point[:pairs] & is_point[pairs:], np.arange(count), -1)
+
+    # All points of the batch one after the other, (4, 21, 6).
+    flat = [
+        each.swapaxes(0, 1).reshape(4, pairs * count, 6)
+        for each in (local_a, meta_a, local_b, meta_b)
+    ]
+    distances = {
+        name: np.linalg.norm(flat[0][part, :, None] - flat[2][part, None], axis=-1)
+        for part, name in enumerate(VARIANCES)
+    }
+    distances['right'] = distances[VARIANCES[-1]] if is_single else slow_selected(*flat)
+    first, second = (
+        aislfd._Views(torch.zeros(pairs, count, 2), tensor(local), tensor(meta))
+        for local, meta in ((local_a, meta_a), (local_b, meta_b))
+    )
+    config = AislfdConfig(is_single=is_single)
+    found = aislfd._shares_right(first, second, tensor(is_point), tensor(partner), config)
+    here, there = is_point[:pairs].ravel(), is_point[pairs:].ravel()
+    matches = np.flatnonzero(partner.ravel() >= 0)
+    for name, distance in distances.items():
+        right = [
+            x for x in matches
+            if min((distance[x, y], y) for y in np.flatnonzero(there))[1] == x
+            and min((distance[y, x], y) for y in np.flatnonzero(here))[1] == x
+        ]  # fmt: skip
+        assert 0 < len(right) < len(matches)
+        assert float(found[f'matched_{name}']) == pytest.approx(len(right) / len(matches))
+
+
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('photos')

@@ -28,6 +28,7 @@ from feat_ros.models.hynet import (
     PatchNetwork,
     Pyramid,
 )
+from feat_ros.models.sfd2_lite import tones
 from feat_ros.models.weights import build_network, load_weights, save_weights, weights_of
 from feat_ros.training import hynet_losses as losses
 from feat_ros.training.configs import HynetConfig
@@ -278,3 +279,28 @@ def test_features_of_an_image(tmp_path: Path) -> None:
     assert 5 < len(features) <= 60
     np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, atol=1e-5)
     assert (features.keypoints >= 0).all() and (features.keypoints <= [130, 160]).all()
+
+
+def test_keypoints_are_the_strongest_that_are_no_edges() -> None:
+    noise = np.random.default_rng(6).uniform(0, 255, (96, 96, 3))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 1.2, sigmaY=3.0)
+    image = np.clip(128 + 50 * (smooth - smooth.mean()) / smooth.std(), 0, 255).astype(np.uint8)
+    network, sizes = random_network(HyNet, max_keypoints=40), torch.tensor([[96, 96]])
+    with torch.inference_mode():
+        keypoints, scores, rows, stability, num = network(
+            torch.from_numpy(image)[None], sizes[0].int()
+        )
+        points = network.detector(tones(torch.from_numpy(image)[None], sizes).grey, sizes, 60)
+    response = points.response[0]
+    assert (response[:40] == 0).any() and (response > 0).sum() >= 40
+    strongest = np.argsort(-response.numpy(), kind='stable')[:40]
+    assert num == 40
+    np.testing.assert_array_equal(scores, response[strongest])
+    np.testing.assert_array_equal(keypoints, points.xy[0][strongest])
+    assert (stability == 1).all()
+    # Each described at its own scale and place.
+    pyramid, first = Pyramid(luma(torch.from_numpy(image)[None])), torch.zeros(40).long()
+    sigma = points.sigma[0][strongest].clamp(min=1.0)
+    turn = orientations(pyramid, keypoints, sigma, first)
+    patches = cut_patches(pyramid, keypoints, sigma, turn, first)
+    np.testing.assert_allclose(rows, network.describe(patches).detach(), atol=1e-5)

@@ -141,6 +141,25 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     features.add_argument('--xfeat', type=Path, metavar='FILE', help="XFeat's state dict")
     features.add_argument('--plot', type=Path, metavar='FILE', help='draw the curves (PNG)')
+    patches = add_command(
+        subjects, 'patches',
+        'Tell pairs of patches that show the same from others, beside RootSIFT: the false '
+        'positive rate at 95 % recall.',
+        'feat_ros bench patches --phototour liberty --hpatches hpatches-release --model mine.npz',
+    )  # fmt: skip
+    patches.add_argument(
+        '--phototour', type=Path, action='append', default=[], metavar='DIR',
+        help='a scene of UBC PhotoTour (patches*.bmp, info.txt, m50_*.txt); repeat for more',
+    )  # fmt: skip
+    patches.add_argument(
+        '--hpatches', type=Path, action='append', default=[], metavar='DIR',
+        help='folder of sequences with ref.png, e1.png, ...; repeat for more',
+    )  # fmt: skip
+    patches.add_argument(
+        '--model', type=Path, action='append', default=[], metavar='FILE',
+        help='weights of hynet or hynet_base (.npz, .pth); repeat for more',
+    )  # fmt: skip
+    _add_compare(patches, run_patches)
 
 
 def _add(
@@ -337,6 +356,17 @@ def run_features(args: argparse.Namespace) -> dict[str, Any]:
         plot_comparison(args.plot, report['curves'])
         print(f'picture: {args.plot}')
     return report
+
+
+def run_patches(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare descriptors of patches."""
+    from feat_ros.feature_bench.patches import bench_patches, read_hpatches, read_phototour
+
+    if not args.phototour and not args.hpatches:
+        raise DataError('there are no patches: name a folder with --phototour or --hpatches')
+    sets = {path.name: read_phototour(path) for path in args.phototour}
+    sets |= {path.name: read_hpatches(path) for path in args.hpatches}
+    return _show(bench_patches(sets, {path.stem: path for path in args.model}))
 
 
 def _show(report: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Aislfd(nn.Module):
     size_multiple = _MULTIPLE
     published_options: Mapping[str, Any] = {}
 
-    def __init__(self, max_keypoints: int = 2048, window: int = 32) -> None:
+    def __init__(self, max_keypoints: int = 2048, window: int = 16) -> None:
         super().__init__()
         self.max_keypoints = max_keypoints
         self.window = window

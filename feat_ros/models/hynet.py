@@ -18,8 +18,8 @@ from torch import nn, Tensor
 from torch.nn import functional
 
 from feat_ros.errors import NetworkError
-from feat_ros.models.keypoints import clear_rows, constants
-from feat_ros.models.scale_space import ScaleSpace
+from feat_ros.models.keypoints import clear_rows, constants, TOP_K_LIMIT
+from feat_ros.models.scale_space import ScaleSpace, top_k
 from feat_ros.models.sfd2_lite import tones
 
 PATCH_SIZE, DESCRIPTOR_DIM = 32, 128
@@ -244,8 +244,12 @@ class HyNet(PatchNetwork):
         """See the class."""
         sizes = valid_wh[None]
         adapted = tones(image, sizes)
-        points = self.detector(adapted.grey, sizes, self.max_keypoints)
-        xy, sigma, response = points.xy[0], points.sigma[0], points.response[0]
+        count = self.max_keypoints
+        # More than are kept: what turns out to be an edge has no response.
+        candidates = max(count, min(count + count // 2, TOP_K_LIMIT))
+        points = self.detector(adapted.grey, sizes, candidates)
+        response, chosen = (each[0] for each in top_k(points.response, count))
+        xy, sigma = (each[0].index_select(0, chosen) for each in (points.xy, points.sigma))
         grey = luma(image)
         padding = (0, -image.shape[2] % _MULTIPLE, 0, -image.shape[1] % _MULTIPLE)
         if any(padding):
