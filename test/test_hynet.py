@@ -137,8 +137,9 @@ def test_patches_are_what_a_warp_gives(sigma: float) -> None:
     grey = luma(torch.from_numpy(image)[None])
     np.testing.assert_allclose(grey[0, 0], image @ np.array([0.299, 0.587, 0.114]), atol=1e-3)
     xy, turn = torch.tensor([[80.3, 77.8], [91.0, 60.5]]), torch.tensor([0.0, 0.7])
+    axis = torch.stack([turn.cos(), turn.sin()], 1)
     found = cut_patches(
-        Pyramid(grey), xy, torch.full((2,), sigma), turn, torch.zeros(2, dtype=torch.int64)
+        Pyramid(grey), xy, torch.full((2,), sigma), axis, torch.zeros(2, dtype=torch.int64)
     )
     level = max(0, round(math.log2(sigma / 2)))
     half = grey[0, 0].numpy()
@@ -169,10 +170,27 @@ def test_patches_turn_with_the_image() -> None:
     pyramid, patches = Pyramid(grey), []
     for number, places in enumerate((xy, there)):
         image_of = torch.full((3,), number)
-        turn = orientations(pyramid, places, sigma, image_of)
-        patches.append(cut_patches(pyramid, places, sigma, turn, image_of))
+        axis = orientations(pyramid, places, sigma, image_of)
+        patches.append(cut_patches(pyramid, places, sigma, axis, image_of))
     assert (patches[0] - patches[1]).abs().max() < 2.0
     assert patches[0].std() > 10
+
+
+def test_orientation_points_to_the_bright_side() -> None:
+    """A ramp of known direction; and a wall, where any direction will do."""
+    at = torch.arange(96) + 0.5
+    for angle in (0.0, 0.4, 2.0, -1.3):
+        ramp = 120 + math.cos(angle) * at[None] + math.sin(angle) * at[:, None]
+        axis = orientations(
+            Pyramid(ramp[None, None]), torch.tensor([[48.0, 47.2]]), torch.tensor([2.0]),
+            torch.zeros(1, dtype=torch.int64),
+        )  # fmt: skip
+        np.testing.assert_allclose(axis[0], [math.cos(angle), math.sin(angle)], atol=1e-3)
+    wall = orientations(
+        Pyramid(torch.full((1, 1, 96, 96), 90.0)), torch.tensor([[48.0, 47.2]]),
+        torch.tensor([2.0]), torch.zeros(1, dtype=torch.int64),
+    )  # fmt: skip
+    np.testing.assert_allclose(wall[0], [1, 0], atol=1e-6)
 
 
 # ---------------------------------------------------------------- equations 4 to 7
@@ -301,6 +319,6 @@ def test_keypoints_are_the_strongest_that_are_no_edges() -> None:
     # Each described at its own scale and place.
     pyramid, first = Pyramid(luma(torch.from_numpy(image)[None])), torch.zeros(40).long()
     sigma = points.sigma[0][strongest].clamp(min=1.0)
-    turn = orientations(pyramid, keypoints, sigma, first)
-    patches = cut_patches(pyramid, keypoints, sigma, turn, first)
+    axis = orientations(pyramid, keypoints, sigma, first)
+    patches = cut_patches(pyramid, keypoints, sigma, axis, first)
     np.testing.assert_allclose(rows, network.describe(patches).detach(), atol=1e-5)

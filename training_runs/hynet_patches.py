@@ -46,8 +46,8 @@ def main() -> None:
         both = []
         for view, at in places:
             xy, sigma = batch.points.xy[view, at], batch.points.sigma[view, at]
-            turn = orientations(pyramid, xy, sigma, view)
-            both.append(cut_patches(pyramid, xy, sigma, turn, view))
+            axis = orientations(pyramid, xy, sigma, view)
+            both.append(cut_patches(pyramid, xy, sigma, axis, view))
         patches.append(torch.stack(both, 1).flatten(0, 1)[:, 0].round().byte().numpy())
         batch_of.append(np.full(len(pair), number))
     write_phototour(args.out, np.concatenate(patches), np.concatenate(batch_of))

@@ -26,6 +26,8 @@ PATCH_SIZE, DESCRIPTOR_DIM = 32, 128
 # Sides of a patch, and of the window whose centroid is its orientation, in sigmas of the point.
 _PATCH_SIGMAS, _TURN_SIGMAS = 16.0, 12.0
 _TURN_SIZE = 12
+# Grey levels of the centroid's moment below which it points nowhere.
+_FLAT = 1e-3
 _LEVELS = 5
 _LUMA = (0.299, 0.587, 0.114)
 _MULTIPLE = 32
@@ -141,7 +143,7 @@ class Pyramid:
         :param spacing: (M,) pixels between the samples of a row.
         :param image: (M,) int64, which of the B.
         """
-        level = torch.log2(spacing.clamp(min=1)).round().clamp(max=_LEVELS - 1).long()
+        level = torch.floor(torch.log2(spacing.clamp(min=1)) + 0.5).clamp(max=_LEVELS - 1).long()
         height, width, start = (
             each.index_select(0, level)[:, None]
             for each in (self._height, self._width, self._starts)
@@ -173,9 +175,10 @@ def _grid(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orientations(pyramid: Pyramid, xy: Tensor, sigma: Tensor, image: Tensor) -> Tensor:
-    """Return the direction (M,), radians, from each point to the centroid of what is around it.
+    """Return the direction (M, 2), a unit vector, from each point to the centroid around it.
 
-    Rosin, "Measuring corner properties", CVIU 1999, under a Gaussian window.
+    Rosin, "Measuring corner properties", CVIU 1999, under a Gaussian window. A vector and no
+    angle, which needs no trigonometry in the graph; where all is flat it is the image's x axis.
     """
     x, y = _grid(_TURN_SIZE, xy)
     side = _TURN_SIGMAS * sigma[:, None]
@@ -184,21 +187,26 @@ def orientations(pyramid: Pyramid, xy: Tensor, sigma: Tensor, image: Tensor) -> 
     )
     weight = torch.exp(-0.5 * (x * x + y * y) / 0.25**2)
     values = (values - values.mean(1, keepdim=True)) * weight
-    return torch.atan2((values * y).sum(1), (values * x).sum(1))
+    across, down = (values * x).sum(1), (values * y).sum(1)
+    length = (across * across + down * down).sqrt()
+    is_flat = length < _FLAT
+    safe = torch.where(is_flat, torch.ones_like(length), length)
+    cos = torch.where(is_flat, torch.ones_like(length), across / safe)
+    return torch.stack([cos, down / safe], 1)
 
 
 def cut_patches(
-    pyramid: Pyramid, xy: Tensor, sigma: Tensor, turn: Tensor, image: Tensor
+    pyramid: Pyramid, xy: Tensor, sigma: Tensor, axis: Tensor, image: Tensor
 ) -> Tensor:
     """Return patches (M, 1, 32, 32) about points, all in one warp.
 
     :param xy: (M, 2) pixels, with the scale ``sigma`` (M,) of each: a patch is 16 sigmas wide.
-    :param turn: (M,) radians, where the patch's x axis points.
+    :param axis: (M, 2) unit vectors, where the patch's x axis points.
     :param image: (M,) int64, which of the images.
     """
     x, y = _grid(PATCH_SIZE, xy)
     side = _PATCH_SIGMAS * sigma[:, None]
-    cos, sin = torch.cos(turn)[:, None], torch.sin(turn)[:, None]
+    cos, sin = axis[:, :1], axis[:, 1:]
     values = pyramid.sample(
         xy[:, :1] + side * (cos * x - sin * y), xy[:, 1:] + side * (sin * x + cos * y),
         _PATCH_SIGMAS * sigma / PATCH_SIZE, image,
@@ -258,8 +266,8 @@ class HyNet(PatchNetwork):
         first = torch.zeros_like(response, dtype=torch.int64)
         # Where there is no point any patch will do; its row is cleared.
         sigma = sigma.clamp(min=1.0)
-        turn = orientations(pyramid, xy, sigma, first)
-        descriptors = self.describe(cut_patches(pyramid, xy, sigma, turn, first))
+        axis = orientations(pyramid, xy, sigma, first)
+        descriptors = self.describe(cut_patches(pyramid, xy, sigma, axis, first))
         num = (response > 0).sum().to(torch.int32)
         return (
             clear_rows(num, xy),

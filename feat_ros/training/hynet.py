@@ -34,8 +34,8 @@ def losses(
     raw = []
     for view, at in ((pair, row), (pair + pairs, column)):
         xy, sigma = points.xy[view, at], points.sigma[view, at].clamp(min=1.0)
-        turn = orientations(pyramid, xy, sigma, view)
-        raw.append(network.raw(cut_patches(pyramid, xy, sigma, turn, view)))
+        axis = orientations(pyramid, xy, sigma, view)
+        raw.append(network.raw(cut_patches(pyramid, xy, sigma, axis, view)))
     first, second = (functional.normalize(rows, dim=1) for rows in raw)
     is_apart = _is_apart(points.xy[pair, row], points.sigma[pair, row], pair)
     positive = (first * second).sum(1)
