@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from feat_ros.bench import check, histograms, OURS, same_threads, table_rows, take_turns, views
-from feat_ros.errors import DataError
 from feat_ros.map_index import read_index, write_file, write_index
+from feat_ros.plots import save_figure
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES
 from feat_ros.retrieval.inverted_file import (
     encode_highs,
@@ -320,7 +320,4 @@ def plot_sizes(path: Path, curves: Mapping[str, JsonDict]) -> None:
     axes.set(xlabel='images of the database', ylabel='ms of one core a query')
     axes.grid(alpha=0.3, which='both')
     axes.legend()
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise DataError(f'{path} cannot be written: {error}') from None
+    save_figure(figure, path)
