@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from feat_ros import config
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex
 from feat_ros.retrieval.inverted_file import InvertedFile
-from feat_ros.sfm_map import SfmMap, write_arrays
+from feat_ros.sfm_map import open_arrays, SfmMap, write_arrays
 
 
 def write_index(folder: Path, index: AsmkIndex) -> dict[str, Any]:
@@ -41,9 +42,19 @@ def open_index(sfm_map: SfmMap) -> AsmkIndex | None:
 
     :raises MapError: a file that is missing or does not fit the others.
     """
-    arrays = sfm_map.retrieval_arrays()
-    if not arrays:
-        return None
-    files = [InvertedFile.from_arrays(file) for file in sfm_map.retrieval_files()]
-    options = config.from_dict(AsmkConfig, sfm_map.manifest.retrieval['options'])
-    return AsmkIndex.from_arrays(arrays, files, options)
+    entry = sfm_map.manifest.retrieval
+    return read_index(sfm_map.path, entry) if entry else None
+
+
+def read_index(path: Path, entry: Mapping[str, Any]) -> AsmkIndex:
+    """Open the index that is in the folder ``retrieval`` of a map; errors as above.
+
+    :param entry: of :func:`write_index`.
+    """
+    folder = path / 'retrieval'
+    files = [
+        InvertedFile.from_arrays(open_arrays(folder / file['name'], file['arrays']))
+        for file in entry['files']
+    ]
+    options = config.from_dict(AsmkConfig, entry['options'])
+    return AsmkIndex.from_arrays(open_arrays(folder, entry['arrays']), files, options)

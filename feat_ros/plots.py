@@ -96,7 +96,7 @@ def plot_top_view(
     )
     axes.grid(alpha=0.3)
     axes.legend(loc='upper right')
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_coverage(
@@ -137,7 +137,7 @@ def plot_coverage(
     axes.set_title(f'{sfm_map.path.name}: lost at {is_lost.sum()} of {len(is_lost)} poses')
     axes.grid(alpha=0.3)
     figure.colorbar(drawn, ax=axes, label='matches expected', shrink=0.8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_cameras(
@@ -184,7 +184,7 @@ def plot_features(path: str | Path, images: Sequence[tuple[str, Image, Features]
         axis.set_title(f'{name}: {len(features)} keypoints', fontsize=9)
         axis.axis('off')
         figure.colorbar(drawn, ax=axis, label='stability', shrink=0.7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_matches(
@@ -206,7 +206,7 @@ def plot_matches(
     figure.colorbar(drawn, ax=axes, label='reprojection error [px]', shrink=0.8)
     axes.set_title(title, fontsize=10)
     axes.axis('off')
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
@@ -216,7 +216,11 @@ def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
     return figure, figure.subplots(rows, 1)
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a picture.
+
+    :raises DataError: the file cannot be written.
+    """
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

@@ -5,14 +5,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from feat_ros.bench import check, histograms, OURS, same_threads, table_rows, take_turns, views
+from feat_ros.map_index import read_index, write_file, write_index
+from feat_ros.plots import save_figure
 from feat_ros.retrieval.asmk import AsmkConfig, AsmkIndex, RETRIEVAL_FEATURES
 from feat_ros.retrieval.inverted_file import (
     encode_highs,
@@ -37,6 +44,8 @@ _DIM = 128
 _SKEW = 1.3
 # Entries that are made up at once.
 _ENTRIES_AT_ONCE = 1 << 23
+# What the paper has, and how many images are added and found.
+_WORDS, _ADDED, _FOUND = 65_536, 1000, 10
 # Views of a point of the made-up scene that are visual words.
 _VIEWS = 3
 # Parts that are looked through, most milliseconds and least recall.
@@ -230,3 +239,85 @@ def _scores_one_by_one(index: AsmkIndex) -> Callable[[WordsAndBits], Float]:
         return out
 
     return score
+
+
+def bench_sizes(
+    sizes: Sequence[int], folder: Path, repeat: int = 20, per_image: int = 280
+) -> JsonDict:
+    """Search indices of these many made-up images from the disk, and add a thousand to each.
+
+    Words are 65,536, with the skew of real ones. An index is written to the folder, which takes
+    5 GB for a million images, opened anew and searched when its files are in memory: with as
+    many words as an image has, and with five times as many.
+
+    :returns: beside the tables ``curves``, by what is searched.
+    """
+    threads = same_threads()
+    rng = np.random.default_rng(0)
+    share = word_frequencies(rng, _WORDS)
+    unit = rng.normal(size=(_WORDS, _DIM)).astype(np.float32)
+    words = VisualWords.divide(unit / np.linalg.norm(unit, axis=1, keepdims=True))
+    queries = {
+        f'{times} assignment(s)': [
+            draw_words(rng, share, times * per_image) for _ in range(repeat)
+        ]
+        for times in (1, 5)
+    }
+    rows: list[JsonDict] = []
+    for size in sizes:
+        out = folder / f'index-{size}'
+        index = made_up_index(rng, words, share, size, per_image)
+        entry = write_index(out / 'retrieval', index)
+        more = made_up_index(rng, words, share, _ADDED, per_image).files[0]
+        entries = sum(int(file.word_starts[-1]) for file in index.files)
+        del index
+        num_bytes = sum(path.stat().st_size for path in (out / 'retrieval').rglob('*.npy'))
+        row: JsonDict = {'name': str(size), 'bytes_per_vector': num_bytes / entries}
+        opened, row['open_ms'] = _timed(partial(read_index, out, entry))
+        for name, drawn in queries.items():
+            for query in drawn:
+                opened.score(*query, _FOUND)
+            taken = take_turns({OURS: partial(_first, opened)}, drawn)[OURS]
+            row[f'ms, {name}'] = float(np.median(taken.ms))
+            row[f'cpu_ms, {name}'] = taken.cores * float(np.mean(taken.ms))
+        _, row['add_1000_ms'] = _timed(partial(write_file, out / 'retrieval', 'more', more))
+        rows.append(row)
+        shutil.rmtree(out)
+    curves = {
+        name: {'sizes': list(sizes), 'ms': [row[f'cpu_ms, {name}'] for row in rows]}
+        for name in queries
+    }
+    compiled = 'compiled (numba)' if find_spec('numba') else 'NumPy'
+    return {
+        'threads': threads,
+        'tables': {f'search among made-up images of {per_image} words, {compiled}': rows},
+        'checks': [],
+        'curves': curves,
+    }
+
+
+def _first(index: AsmkIndex, query: WordsAndBits) -> Ids:
+    return index.score(*query, _FOUND)[0]
+
+
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    result = run()
+    return result, 1e3 * (time.perf_counter() - started)
+
+
+def plot_sizes(path: Path, curves: Mapping[str, JsonDict]) -> None:
+    """Draw what :func:`bench_sizes` measured.
+
+    :raises DataError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        axes.loglog(curve['sizes'], curve['ms'], 'o-', label=name)
+    axes.set(xlabel='images of the database', ylabel='ms of one core a query')
+    axes.grid(alpha=0.3, which='both')
+    axes.legend()
+    save_figure(figure, path)

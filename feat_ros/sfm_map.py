@@ -424,25 +424,12 @@ class SfmMap:
         for segment in map(self._segment, range(len(self._infos))):
             for array in segment.arrays.values():
                 array.verify()
-        for arrays in (self.retrieval_arrays(), *self.retrieval_files()):
-            for array in arrays.values():
+        retrieval, folder = self.manifest.retrieval, self.path / 'retrieval'
+        for part in (retrieval, *retrieval.get('files', [])):
+            for array in open_arrays(
+                folder / part.get('name', ''), part.get('arrays', {})
+            ).values():
                 array.verify()
-
-    def retrieval_arrays(self) -> dict[str, CheckedArray]:
-        """Arrays of the retrieval codebook by name; none in a map that has no index.
-
-        :raises MapError: a missing or cut file.
-        """
-        return self._retrieval('', self.manifest.retrieval.get('arrays', {}))
-
-    def retrieval_files(self) -> list[dict[str, CheckedArray]]:
-        """Arrays of each inverted file by name; errors as for the codebook."""
-        files = self.manifest.retrieval.get('files', [])
-        return [self._retrieval(file['name'], file['arrays']) for file in files]
-
-    def _retrieval(self, name: str, entries: Mapping[str, Any]) -> dict[str, CheckedArray]:
-        folder = self.path / 'retrieval' / name
-        return {n: CheckedArray(folder / f'{n}.npy', entry) for n, entry in entries.items()}
 
     def check_extractor(self, name: str, weights_sha256: str | None = None) -> None:
         """Check that features of this extractor can be matched with the map.
@@ -482,6 +469,14 @@ class PointDescriptors:
             values = segment.arrays['point_descriptors'].take(local)
             out[at] = values * np.float32(segment.info.descriptor_scale)
         return out
+
+
+def open_arrays(folder: Path, entries: Mapping[str, Any]) -> dict[str, CheckedArray]:
+    """Open the arrays of a folder by the entries that :func:`write_arrays` returned.
+
+    :raises MapError: a missing or cut file.
+    """
+    return {name: CheckedArray(folder / f'{name}.npy', entry) for name, entry in entries.items()}
 
 
 def read_manifest(path: Path) -> Manifest:

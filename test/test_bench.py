@@ -200,6 +200,19 @@ def test_images_of_a_map_find_others_that_see_the_same(
         command.run_retrieval(_parse('retrieval', '--map', 'x'))
 
 
+def test_retrieval_of_many_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / 'sizes.png'
+    args = _parse(
+        'retrieval', '--sizes', '30', '300', '--repeat', '2', '--plot', str(plot)
+    )  # fmt: skip
+    report = args.run(args)
+    (rows,) = report['tables'].values()
+    assert [row['name'] for row in rows] == ['30', '300']
+    assert all(row['bytes_per_vector'] > 17 and row['open_ms'] > 0 for row in rows)
+    assert plot.stat().st_size > 5000
+    assert 'bytes_per_vector' in capsys.readouterr().out
+
+
 def test_retrieval_by_how_beside_the_map(scene: Scene, room_map: SfmMap, tmp_path: Path) -> None:
     """Untrained: the numbers are whatever they are, but both ways to search are there."""
     torch = pytest.importorskip('torch', reason='torch is not installed')

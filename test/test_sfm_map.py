@@ -30,6 +30,7 @@ from feat_ros.matching import mutual_nearest
 from feat_ros.sfm_map import (
     ARRAYS,
     CheckedArray,
+    open_arrays,
     partial_path,
     PoseNoise,
     publish,
@@ -169,8 +170,11 @@ def test_pose_noise_and_retrieval_come_back(tmp_path: Path) -> None:
     write_map(folder, [random_segment(1)], pose_noise=noise, retrieval=retrieval)
     sfm_map = SfmMap(folder)
     assert sfm_map.manifest.pose_noise == noise
-    (file,) = sfm_map.retrieval_files()
-    for written, read in ((arrays, sfm_map.retrieval_arrays()), (more, file)):
+    entry = sfm_map.manifest.retrieval
+    for written, read in (
+        (arrays, open_arrays(folder / 'retrieval', entry['arrays'])),
+        (more, open_arrays(folder / 'retrieval' / 'file-7', entry['files'][0]['arrays'])),
+    ):
         for name, array in written.items():
             assert_array_equal(read[name][:], array)
             assert read[name].dtype == array.dtype

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from feat_ros.cli.common import add_command, check_writable, progress
@@ -53,6 +54,13 @@ def add_parser(commands: Any) -> None:
         '--images', type=Path, action='append', default=[], metavar='DIR',
         help="where that map's images are; one for each map",
     )  # fmt: skip
+    retrieval.add_argument(
+        '--sizes', type=int, nargs='+', default=[], metavar='N',
+        help='search so many made-up images from the disk; a million take 5 GB',
+    )  # fmt: skip
+    retrieval.add_argument(
+        '--plot', type=Path, metavar='FILE', help='draw how a search grows with --sizes (PNG)'
+    )
     retrieval.add_argument(
         '--with', action='append', default=[], metavar='NAME[=MODEL]', dest='models',
         help="with --map, beside the map's own features: one of "
@@ -221,11 +229,19 @@ def run_pnp(args: argparse.Namespace) -> dict[str, Any]:
 def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
     """Measure retrieval, by itself or on the images of a map."""
     from feat_ros.recall_bench import bench_recall
-    from feat_ros.retrieval_bench import bench_retrieval
+    from feat_ros.retrieval_bench import bench_retrieval, bench_sizes, plot_sizes
     from feat_ros.sfm_map import SfmMap
 
     if len(args.map) != len(args.images):
         raise DataError('give --map and --images together')
+    if args.sizes:
+        if min(args.sizes) < 1:
+            raise DataError('--sizes are numbers of images, at least 1')
+        with TemporaryDirectory(prefix='feat_ros-bench-') as folder:
+            report = bench_sizes(args.sizes, Path(folder), args.repeat)
+        if args.plot is not None:
+            plot_sizes(args.plot, report['curves'])
+        return _show(report)
     if not args.map:
         return _show(bench_retrieval(args.repeat))
     maps = list(zip(map(SfmMap, args.map), args.images, strict=True))

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -83,6 +84,24 @@ def load(path: Path) -> Arrays:
         raise DataError(f'{path} does not exist') from None
     except (OSError, ValueError, EOFError, BadZipFile):
         raise DataError(f'{path} is damaged: take an older checkpoint') from None
+
+
+def keep_config(folder: Path, described: Mapping[str, Any], may_change: Set[str]) -> None:
+    """Write ``config.json`` of a run, which must be that of the run that is in the folder.
+
+    :param may_change: options of where and how fast a run goes on.
+    :raises DataError: another option differs.
+    """
+    path = folder / 'config.json'
+    if path.exists():
+        before = json.loads(path.read_text(encoding='utf-8'))
+        changed = sorted(k for k in described if described[k] != before.get(k))
+        if set(changed) - may_change:
+            raise DataError(
+                f'{folder} holds a run with other {", ".join(changed)}: name another '
+                'folder, or go on with its own config.json'
+            )
+    path.write_text(json.dumps(described, indent=2) + '\n', encoding='utf-8')
 
 
 class Average:

@@ -8,7 +8,6 @@ share, so that any map is training data; a share of the images is darkened.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -124,7 +123,7 @@ class HowRun:
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         folder.mkdir(parents=True, exist_ok=True)
-        self._check_config()
+        checkpoint.keep_config(folder, configs.to_dict(config), _MACHINE)
         self.pool = read_pool(config.maps, config.images, config.size)
         count = len(self.pool.images)
         sees_same = self.pool.shared >= config.min_shared_points
@@ -156,18 +155,6 @@ class HowRun:
         else:
             self._whiten()
         self.curves.truncate(self.epoch)
-
-    def _check_config(self) -> None:
-        path, described = self.folder / 'config.json', configs.to_dict(self.config)
-        if path.exists():
-            before = json.loads(path.read_text(encoding='utf-8'))
-            changed = sorted(k for k in described if described[k] != before.get(k))
-            if set(changed) - _MACHINE:
-                raise DataError(
-                    f'{self.folder} holds a run with other {", ".join(changed)}: name another '
-                    'folder, or give it the same options'
-                )
-        path.write_text(json.dumps(described, indent=2) + '\n', encoding='utf-8')
 
     def _start_weights(self) -> None:
         if self.config.weights is not None:

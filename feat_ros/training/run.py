@@ -135,7 +135,7 @@ class Run:
         cv2.setNumThreads(1)
         torch.manual_seed(config.seed)
         folder.mkdir(parents=True, exist_ok=True)
-        self._check_config()
+        checkpoint.keep_config(folder, configs.to_dict(config), _MACHINE)
         photos = find_photos(config.photos)
         self.held_out = photos[config.holdout_every - 1 :: config.holdout_every]
         if not self.held_out:
@@ -159,19 +159,6 @@ class Run:
             self._load(checkpoint.load(folder / 'last.npz'))
             logger.warning('going on from step %d of %s', self.step, folder)
         self.curves.truncate(self.step)
-
-    def _check_config(self) -> None:
-        path = self.folder / 'config.json'
-        described = configs.to_dict(self.config)
-        if path.exists():
-            before = json.loads(path.read_text(encoding='utf-8'))
-            changed = sorted(k for k in described if described[k] != before.get(k))
-            if set(changed) - _MACHINE:
-                raise DataError(
-                    f'{self.folder} holds a run with other {", ".join(changed)}: name another '
-                    'folder, or go on with its own config.json'
-                )
-        path.write_text(json.dumps(described, indent=2) + '\n', encoding='utf-8')
 
     def _write_manifest(self) -> None:
         manifest = {
