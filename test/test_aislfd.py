@@ -20,6 +20,9 @@ from feat_ros.extractors.sift import SiftConfig
 from feat_ros.image import Image, write_png
 from feat_ros.localizer import Localizer
 from feat_ros.matching import mutual_nearest, selected_similarity, similarity_of
+from feat_ros.runtimes import open_network
+from feat_ros.runtimes.contract import output_from_arrays
+from feat_ros.runtimes.parity import compare_outputs
 from feat_ros.types import Features
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
@@ -353,3 +356,23 @@ def test_maps_and_localizer_match_by_equation_1(tmp_path: Path) -> None:
     )
     found = Localizer._match(standing_in, features_of(query), np.arange(50))
     assert found.tolist() == wanted
+
+
+def test_onnx_finds_what_torch_finds(tmp_path: Path) -> None:
+    """All eight parts, with windows that do not divide the map and padding."""
+    for library in ('onnx', 'onnxruntime'):
+        pytest.importorskip(library, reason=f'{library} is not installed')
+    from feat_ros.export import export_network
+
+    network, path = made(AislfdExact, 5), tmp_path / 'exact.onnx'
+    weights = weights_of(network, 'aislfd_exact', seed=5)
+    manifest = export_network(path, weights, 60, {'noise': picture(96, 64)}, size_wh=(96, 64))
+    assert (manifest.descriptor_dim, manifest.tensorrt_faults) == (1024, [])
+    image, valid_wh = picture(96, 64, 9), (83, 61)
+    exported = open_network('aislfd_exact', 60, 'onnx', str(path))
+    parity = compare_outputs(
+        output_from_arrays(run(network, image, valid_wh)), exported(image, valid_wh)
+    )
+    assert parity.num[0] == parity.num[1] > 15
+    assert parity.near == 1
+    assert parity.cosine > 1 - 1e-5
