@@ -22,11 +22,11 @@ Ids = npt.NDArray[np.int64]
 # Images around a pose whose points it may see.
 _NEIGHBOURS = 20
 # A point looks as it did to an image that saw it from a direction less than this apart and from
-# a distance less than twice or more than half as far.
-_SAME_LOOK_DEG, _SAME_LOOK_RATIO = 30.0, 2.0
+# a distance that differs by less than this factor.
+_SAME_LOOK_DEG, _SAME_LOOK_RATIO = 20.0, 1.4
 # A robot counts as lost with fewer matches than so many times those that a pose needs: in other
-# light there are fewer than the map's own images show.
-_RESERVE = 2.0
+# light and from another lane a third of what the map's own images show are found.
+_RESERVE = 3.0
 # Images from which the share of visible points that are matched is measured.
 _SAMPLED_IMAGES = 50
 _PIXEL_SIGMA = 0.5

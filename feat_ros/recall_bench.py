@@ -77,7 +77,9 @@ def bench_recall(
     rows = [
         {'name': method}
         | {
-            f'{light} @{place}': float(np.mean([any(row[:place]) for row in hits[method, light]]))
+            f'{light.removeprefix("night ")} @{place}': float(
+                np.mean([any(row[:place]) for row in hits[method, light]])
+            )
             for light in LIGHT
             for place in _PLACES
         }
@@ -86,7 +88,7 @@ def bench_recall(
     return {
         'num_images': sum(count for count, _ in counts),
         'num_queries': sum(count for _, count in counts),
-        'tables': {'recall of an image that sees the same': rows},
+        'tables': {'recall of an image that sees the same, by light': rows},
         'checks': [],
     }
 

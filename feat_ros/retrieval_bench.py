@@ -258,9 +258,7 @@ def bench_sizes(
     unit = rng.normal(size=(_WORDS, _DIM)).astype(np.float32)
     words = VisualWords.divide(unit / np.linalg.norm(unit, axis=1, keepdims=True))
     queries = {
-        f'{times} assignment(s)': [
-            draw_words(rng, share, times * per_image) for _ in range(repeat)
-        ]
+        f'{times}x': [draw_words(rng, share, times * per_image) for _ in range(repeat)]
         for times in (1, 5)
     }
     rows: list[JsonDict] = []
@@ -272,19 +270,19 @@ def bench_sizes(
         entries = sum(int(file.word_starts[-1]) for file in index.files)
         del index
         num_bytes = sum(path.stat().st_size for path in (out / 'retrieval').rglob('*.npy'))
-        row: JsonDict = {'name': str(size), 'bytes_per_vector': num_bytes / entries}
-        opened, row['open_ms'] = _timed(partial(read_index, out, entry))
+        row: JsonDict = {'name': str(size), 'bytes': num_bytes / entries}
+        opened, row['open ms'] = _timed(partial(read_index, out, entry))
         for name, drawn in queries.items():
             for query in drawn:
                 opened.score(*query, _FOUND)
             taken = take_turns({OURS: partial(_first, opened)}, drawn)[OURS]
-            row[f'ms, {name}'] = float(np.median(taken.ms))
-            row[f'cpu_ms, {name}'] = taken.cores * float(np.mean(taken.ms))
-        _, row['add_1000_ms'] = _timed(partial(write_file, out / 'retrieval', 'more', more))
+            row[f'{name} ms'] = float(np.median(taken.ms))
+            row[f'{name} cpu ms'] = taken.cores * float(np.mean(taken.ms))
+        _, row['add ms'] = _timed(partial(write_file, out / 'retrieval', 'more', more))
         rows.append(row)
         shutil.rmtree(out)
     curves = {
-        name: {'sizes': list(sizes), 'ms': [row[f'cpu_ms, {name}'] for row in rows]}
+        name: {'sizes': list(sizes), 'ms': [row[f'{name} cpu ms'] for row in rows]}
         for name in queries
     }
     compiled = 'compiled (numba)' if find_spec('numba') else 'NumPy'

@@ -23,8 +23,8 @@ HEADER = [
 ]
 # Libraries whose import name is not that of the package that brings them.
 BROUGHT_BY = {'cv2': 'opencv-python-headless', 'tf2_ros': 'tf2_ros_py'}
-# JetPack brings it; no index has it for every Jetson.
-NOT_DECLARED = {'tensorrt'}
+# JetPack brings the first, no index has it for every Jetson; SAMFeat's teacher is on no index.
+NOT_DECLARED = {'tensorrt', 'segment_anything'}
 
 
 def repository_files() -> list[Path]:

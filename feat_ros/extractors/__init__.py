@@ -15,6 +15,7 @@ from feat_ros.extractors.learned import (
     HowR18Extractor,
     HowR50Extractor,
     HowSfd2Extractor,
+    HynetConfig,
     HynetExtractor,
     LearnedConfig,
     SamfeatExtractor,
@@ -53,7 +54,7 @@ EXTRACTORS: Mapping[str, tuple[Callable[[Any], Extractor], type[Any]]] = {
     'sfd2_lite': (Sfd2LiteExtractor, LearnedConfig),
     'sfd2': (Sfd2Extractor, LearnedConfig),
     'samfeat': (SamfeatExtractor, LearnedConfig),
-    'hynet': (HynetExtractor, LearnedConfig),
+    'hynet': (HynetExtractor, HynetConfig),
     'aislfd': (AislfdExtractor, LearnedConfig),
     'aislfd_exact': (AislfdExactExtractor, LearnedConfig),
 }

@@ -43,6 +43,13 @@ class LearnedConfig(Config):
     threads: int = option(0, 'of the CPU; 0 for one a core', minimum=0)
 
 
+@dataclass(frozen=True)
+class HynetConfig(LearnedConfig):
+    """Options of ``hynet``, which describes each keypoint by itself: fewer of them."""
+
+    max_keypoints: int = option(1024, 'strongest keypoints kept', minimum=1, maximum=100_000)
+
+
 class LearnedExtractor:
     """A network as an extractor; see :class:`feat_ros.extractors.Extractor`.
 
