@@ -317,7 +317,7 @@ def test_onnx_finds_what_torch_finds(tmp_path: Path) -> None:
     path = tmp_path / 'samfeat.onnx'
     rng = np.random.default_rng(4)
     noise, image = (
-        rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in [(64, 96), (112, 80)]
+        rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in [(64, 96), (128, 96)]
     )
     manifest = export_network(path, weights, 60, {'noise': noise})
     assert manifest.descriptor_dim == 128
