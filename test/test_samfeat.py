@@ -21,6 +21,9 @@ from torch import Tensor
 from feat_ros.errors import ConfigError, NetworkError
 from feat_ros.models.samfeat import SamFeat
 from feat_ros.models.weights import build_network, load_weights, save_weights, weights_of
+from feat_ros.runtimes import open_network
+from feat_ros.runtimes.contract import output_from_arrays
+from feat_ros.runtimes.parity import compare_outputs
 from feat_ros.training import samfeat_losses as of_paper
 from feat_ros.training.configs import PairConfig, SamfeatConfig
 from feat_ros.training.pairs import PairMaker
@@ -302,3 +305,29 @@ def test_features_of_an_image(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, atol=1e-5)
     # The border of four pixels, and half a pixel of offset.
     assert (features.keypoints >= 4).all() and (features.keypoints <= [66, 86]).all()
+
+
+def test_onnx_finds_what_torch_finds(tmp_path: Path) -> None:
+    """In an image with padding, of a size that the export does not fix."""
+    for library in ('onnx', 'onnxruntime'):
+        pytest.importorskip(library, reason=f'{library} is not installed')
+    from feat_ros.export import export_network
+
+    weights = weights_of(random_network(), 'samfeat', seed=6)
+    path = tmp_path / 'samfeat.onnx'
+    rng = np.random.default_rng(4)
+    noise, image = (
+        rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in [(64, 96), (128, 96)]
+    )
+    manifest = export_network(path, weights, 60, {'noise': noise})
+    assert manifest.descriptor_dim == 128
+    with torch.inference_mode():
+        arrays = build_network(weights, 60)(
+            torch.from_numpy(image)[None], torch.tensor([71, 105]).int()
+        )
+    expected = output_from_arrays([each.numpy() for each in arrays])
+    exported = open_network('samfeat', 60, 'onnx', str(path))
+    parity = compare_outputs(expected, exported(image, (71, 105)))
+    assert parity.num[0] == parity.num[1] > 5
+    assert parity.near == 1
+    assert parity.cosine > 1 - 1e-5

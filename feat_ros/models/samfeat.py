@@ -31,7 +31,8 @@ from feat_ros.models.sfd2_lite import tones
 DESCRIPTOR_DIM = 128
 # Descriptors, attention and edges lie on a map of a quarter of the size.
 STRIDE = 4
-_MULTIPLE = 16
+# Of tones: a graph exported for any size does not pad.
+_MULTIPLE = 32
 _FEATURES = 64 + 64 + 128 + 128
 _FUSED = (0.1, 0.2, 0.3, 0.4)
 _EDGE_SCALE = 0.01
