@@ -26,8 +26,12 @@ from feat_ros.workers import Workers
 
 @pytest.fixture(scope='module')
 def workers() -> Iterator[Workers]:
-    with Workers(2) as made:
-        yield made
+    # The tasks below must be found by processes that are not pytest's.
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', os.pathsep.join(paths))
+        with Workers(2) as made:
+            yield made
 
 
 def hashes(path: Path) -> dict[str, str]:
