@@ -58,6 +58,15 @@ def window_maximum(values: Tensor, radius: int) -> Tensor:
     return functional.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0))
 
 
+def has_contrast(image: Tensor, radius: int) -> Tensor:
+    """Whether anything (1, 1, H, W) is to be seen around a pixel: no keypoints in plain black.
+
+    :param image: (1, H, W, 3) uint8.
+    """
+    grey = image.float().permute(0, 3, 1, 2).mean(1, keepdim=True)
+    return window_maximum(grey, radius) > -window_maximum(-grey, radius)
+
+
 def keep_maxima(score: Tensor, radius: int) -> Tensor:
     """Return a score map (1, 1, H, W) in which all but the maxima of their square are zero."""
     return torch.where(score == window_maximum(score, radius), score, torch.zeros_like(score))

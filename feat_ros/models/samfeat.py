@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from feat_ros.models.keypoints import (
     clear_rows,
+    has_contrast,
     inside,
     keep_maxima,
     quadratic_offset,
@@ -183,7 +184,7 @@ class SamFeat(nn.Module):
         maps = self.dense(self.planes(image, valid_wh[None]))
         heat = maps.heat[:, :, :height, :width]
         score = torch.sigmoid(heat)
-        allowed = inside(height, width, valid_wh, _BORDER)
+        allowed = inside(height, width, valid_wh, _BORDER) & has_contrast(image, _RADIUS)
         peaks = torch.where(allowed, keep_maxima(score, _RADIUS), torch.zeros_like(score))
         values, places = strongest(peaks, self.max_keypoints)
         column, row = split_places(places, width)

@@ -20,6 +20,7 @@ from feat_ros.errors import NetworkError
 from feat_ros.models.keypoints import (
     clear_rows,
     constants,
+    has_contrast,
     inside,
     keep_maxima,
     normalise,
@@ -27,7 +28,6 @@ from feat_ros.models.keypoints import (
     sample_bilinear,
     split_places,
     strongest,
-    window_maximum,
 )
 from feat_ros.models.sfd2_lite import tones as adapted_tones
 
@@ -158,7 +158,7 @@ class Sfd2(nn.Module):
                 stability, scale_factor=float(DESCRIPTOR_STRIDE), mode='bilinear'
             )
             score = score * fine[:, :, :height, :width] ** self.stability_exponent
-        allowed = inside(height, width, valid_wh, _BORDER) & _has_contrast(image)
+        allowed = inside(height, width, valid_wh, _BORDER) & has_contrast(image, _RADIUS)
         peaks = torch.where(allowed, keep_maxima(score, _RADIUS), torch.zeros_like(score))
         values, places = strongest(peaks, self.max_keypoints)
         column, row = split_places(places, width)
@@ -203,12 +203,6 @@ def expected_stability(stability_logits: Tensor) -> Tensor:
     """Return the mean stability (B, 1, h, w) over the groups that logits (B, 3, h, w) weigh."""
     weights = constants(_STABILITY, stability_logits).reshape(1, -1, 1, 1)
     return (torch.softmax(stability_logits, 1) * weights).sum(1, keepdim=True)
-
-
-def _has_contrast(image: Tensor) -> Tensor:
-    """Whether anything (1, 1, H, W) is to be seen around a pixel: no keypoints in plain black."""
-    grey = image.float().permute(0, 3, 1, 2).mean(1, keepdim=True)
-    return window_maximum(grey, _RADIUS) > -window_maximum(-grey, _RADIUS)
 
 
 def _conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
