@@ -43,8 +43,8 @@ class Town:
     """
 
     def __init__(self, seed: int, length_m: float = 110.0, texel_m: float = 0.015) -> None:
-        if not 40 <= length_m <= 400:
-            raise ConfigError(f'a town of {length_m} m cannot be built: choose 40 to 400')
+        if not 40 <= length_m <= 2500:
+            raise ConfigError(f'a town of {length_m} m cannot be built: choose 40 to 2500')
         if not 0.005 <= texel_m <= 0.1:
             raise ConfigError(f'texel_m is {texel_m}: choose 0.005 to 0.1')
         self.seed, self.length_m, self.texel_m = int(seed), float(length_m), float(texel_m)

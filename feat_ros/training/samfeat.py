@@ -39,7 +39,7 @@ def losses(
     valid_wh = torch.full((views, 2), size, dtype=torch.int32, device=device)
     planes = network.planes(batch.images, valid_wh)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.use_bfloat16):
-        maps = network.dense(planes)
+        maps = network.dense(planes.contiguous(memory_format=torch.channels_last))
     points = batch.points
     count = points.xy.shape[1]
     image = torch.arange(views, device=device).repeat_interleave(count)
