@@ -421,7 +421,7 @@ def test_drive_is_written_as_a_colmap_model(town: Town, tmp_path: Path) -> None:
 
 
 def test_impossible_towns_and_drives_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r'town of 5 m .* choose 40 to 400'):
+    with pytest.raises(ConfigError, match=r'town of 5 m .* choose 40 to 2500'):
         Town(1, 5)
     with pytest.raises(ConfigError, match=r'texel_m is 1: choose'):
         Town(1, 50, 1)

@@ -178,7 +178,7 @@ def test_command_writes_a_bag(tmp_path: Path) -> None:
     ('words', 'message'),
     [
         (['--bag', '--truth'], 'leave out --truth'),
-        (['--length', '5', '--set', 'length_m=1'], 'choose 40 to 400'),
+        (['--length', '5', '--set', 'length_m=1'], 'choose 40 to 2500'),
         (['--length', '40'], 'from 2 to 102 m, the street from 0 to 40'),
         (['--set', 'lane=1'], "no option 'lane'"),
         (['--set', 'condition.time=noon'], 'choose one of day, dusk, night'),
