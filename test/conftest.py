@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -206,3 +208,14 @@ def write_map(folder: Path, segments: Sequence[Segment], **manifest: Any) -> Pat
     extractor = ExtractorInfo('sift', dim, options={'max_keypoints': 500})
     write_manifest(folder, Manifest(extractor=extractor, segments=infos, **manifest))
     return folder
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Refuse to let any file grow beyond so many bytes, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CAMERA, random_segment, Scene, walk, write_map, write_pictures
+from conftest import CAMERA, full_disk, random_segment, Scene, walk, write_map, write_pictures
 
 from feat_ros.cli import main
 from feat_ros.colmap_files import PosedImage
@@ -174,6 +174,18 @@ def test_an_interrupted_addition_leaves_the_map_as_it_was(
     assert SfmMap(copy.path).num_images == 10
     (copy.path / 'segment-0001' / 'points_xyz.npy').write_bytes(b'half')
     add_map(copy.path, addition).verify()
+
+
+@pytest.mark.parametrize('limit', [0, 5000, 20_000, 65_536])
+def test_no_room_for_an_addition(copy: SfmMap, addition: SfmMap, scene: Scene, limit: int) -> None:
+    before = content(copy.path)
+    with full_disk(limit), pytest.raises(MapError, match=r'cannot be written \(File too large\)'):
+        add_map(copy.path, addition)
+    assert {name: content(copy.path)[name] for name in before} == before
+    SfmMap(copy.path).verify()
+    both = add_map(copy.path, addition)
+    both.verify()
+    assert both.num_images == copy.num_images + 8
 
 
 # ---------------------------------------------------------------- splitting

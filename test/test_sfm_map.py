@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import random_segment, write_map
+from conftest import full_disk, random_segment, write_map
 from numpy.testing import assert_allclose, assert_array_equal
 
 from feat_ros.errors import MapError, SegmentError
@@ -583,17 +582,6 @@ def test_a_folder_that_may_not_be_written(public_map: Path) -> None:
     public_map.parent.chmod(0o755)
     assert content(public_map) == before
     SfmMap(public_map).verify()
-
-
-@contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """Refuse to let any file grow beyond so many bytes, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize('limit', [0, 100, 4096, 5000, 65536])

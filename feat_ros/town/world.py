@@ -29,6 +29,8 @@ _MARGIN = 14.0
 _ARM = 40.0
 _PLAN_CELL = 0.1
 _SHADOW_CELL = 0.05
+# OpenCV's remap reads pictures of less than 2^15 pixels a side.
+_MOST_CELLS = 32_000
 
 
 class Town:
@@ -325,16 +327,17 @@ class Scene:
     def _shadow(self) -> tuple[Float32 | None, Float]:
         """Nearness to the sun of what it sees, drawn on the ground along its rays."""
         s = self.light.to_sun
-        width = round((self.town.length_m + 2 * _MARGIN) / _SHADOW_CELL)
-        height = round(64.0 / _SHADOW_CELL)
+        length_m = self.town.length_m + 2 * _MARGIN
+        cell = max(_SHADOW_CELL, length_m / _MOST_CELLS)
+        width, height = round(length_m / cell), round(64.0 / cell)
         projection = np.array(
             [
                 [1, 0, -s[0] / s[2], _MARGIN],
                 [0, 1, -s[1] / s[2], 32.0],
-                [0, 0, 0, _SHADOW_CELL],
+                [0, 0, 0, cell],
             ]
         )
-        projection /= _SHADOW_CELL
+        projection /= cell
         matrix = np.vstack([projection[:2], [*s, 0.0]])
         if not np.any(self.light.sun) or s[2] < 0.3:
             return None, matrix
