@@ -123,7 +123,7 @@ def build_map(
         features = features.take(names.index(image.name) for image in images)
         options = replace(options, scale='unknown', gravity='unknown')
     matches = _match_all(folder, images, features, options, progress)
-    structure = _triangulate(partial, images, features, matches, options)
+    structure = _triangulate(partial, images, features, matches, options, progress)
     descriptors = _point_descriptors(structure, features)
     check = check_left_out(
         images, features, structure, descriptors, options.left_out_images, progress,
@@ -343,8 +343,13 @@ def _triangulate(
     features: FeatureStore,
     matches: dict[tuple[int, int], Ids],
     options: BuildConfig,
+    progress: Progress,
 ) -> Structure:
-    structure = triangulate(partial, images, features, matches, options.triangulation)
+    # It is one call, of minutes where there are many images: the bar says what takes so long.
+    [structure] = [
+        triangulate(partial, each, features, matches, options.triangulation)
+        for each in progress([images], 'triangulate')
+    ]
     if len(structure.xyz) == 0:
         limits = options.triangulation
         raise MapError(

@@ -604,7 +604,7 @@ def test_the_log_is_silent_on_a_build_that_is_not_interrupted(
         return items
 
     build(scene, six[:3], tmp_path / 'map', Counting(), progress=progress)
-    assert steps == ['extract', 'match', 'check']
+    assert steps == ['extract', 'match', 'triangulate', 'check']
     assert caplog.text == ''
 
 
