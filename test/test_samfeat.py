@@ -286,7 +286,9 @@ def test_a_batch_trains_everything(tmp_path: Path) -> None:
 
 def test_teachers_that_are_not_there(tmp_path: Path) -> None:
     cpu = torch.device('cpu')
-    with pytest.raises(ConfigError, match="unknown teacher 'dino'; choose sfd2_lite or sam:"):
+    with pytest.raises(
+        ConfigError, match="unknown teacher 'dino'; choose sfd2_lite, files or sam:"
+    ):
         create_teacher('dino', cpu)
     with pytest.raises(ConfigError, match=r'needs the package of its authors|checkpoint a file'):
         create_teacher(f'sam:vit_b:{tmp_path / "none.pth"}', cpu)

@@ -131,7 +131,7 @@ def load_weights(path: Path, name: str) -> Weights:
         raise NetworkError(f'weights {path} do not exist')
     if path.suffix in ('.pth', '.pt'):
         options = dict(get_network(name).published_options)
-        return Weights(name, _read_checkpoint(path), options, {'file': path.name})
+        return Weights(name, read_checkpoint(path), options, {'file': path.name})
     try:
         with path.open('rb') as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
@@ -169,7 +169,11 @@ def build_network(weights: Weights, max_keypoints: int) -> Any:
     return network.eval()
 
 
-def _read_checkpoint(path: Path) -> Arrays:
+def read_checkpoint(path: Path) -> Arrays:
+    """Read the state dict of a checkpoint of torch, as :func:`load_weights` does.
+
+    :raises NetworkError: damaged, or not plain numbers.
+    """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             # Of another version of pickle it warns, then refuses all the same.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,21 +14,19 @@ from torch.nn import functional
 
 from feat_ros.errors import ConfigError
 from feat_ros.models.sfd2_lite import tones
-from feat_ros.models.weights import build_network, load_weights
+from feat_ros.models.weights import build_network, load_weights, read_checkpoint
 from feat_ros.runtimes import WEIGHTS
 
 # RGB uint8 views (V, S, S, 3) to features (V, C, h, w).
 Teacher = Callable[[Tensor], Tensor]
-
-# The image encoder of SAM takes squares of so many pixels.
-_SAM_SIZE = 1024
 
 
 def create_teacher(name: str, device: torch.device) -> Teacher:
     """Make a teacher.
 
     :param name: ``sfd2_lite``, our own network, whose features tell what stays from what moves;
-        or ``sam:TYPE:CHECKPOINT``, SAM itself by the package ``segment_anything``.
+        or ``sam:TYPE:CHECKPOINT``, SAM itself by the package ``segment_anything``. (What
+        ``files`` hold comes with the batch.)
     :raises ConfigError: an unknown name, or the package or the checkpoint is missing.
     """
     if name == 'sfd2_lite':
@@ -41,33 +40,52 @@ def create_teacher(name: str, device: torch.device) -> Teacher:
         return own
     kind, _, rest = name.partition(':')
     if kind != 'sam' or ':' not in rest:
-        raise ConfigError(f'unknown teacher {name!r}; choose sfd2_lite or sam:TYPE:CHECKPOINT')
-    model, _, checkpoint = rest.partition(':')
-    return _sam(model, checkpoint, device)
-
-
-def _sam(kind: str, checkpoint: str, device: torch.device) -> Teacher:
-    try:
-        from segment_anything import sam_model_registry
-    except ModuleNotFoundError:
         raise ConfigError(
-            'the teacher SAM needs the package of its authors: pip install '
-            'git+https://github.com/facebookresearch/segment-anything'
-        ) from None
-    if kind not in sam_model_registry or not Path(checkpoint).is_file():
-        raise ConfigError(
-            f'teacher sam:{kind}:{checkpoint}: the type must be one of '
-            f'{", ".join(sam_model_registry)} and the checkpoint a file'
+            f'unknown teacher {name!r}; choose sfd2_lite, files or sam:TYPE:CHECKPOINT'
         )
-    sam = sam_model_registry[kind](checkpoint=checkpoint).to(device).eval()
+    model, _, checkpoint = rest.partition(':')
+    sam = open_sam(model, Path(checkpoint), device)
+    side = sam.image_encoder.img_size
 
     def features(views: Tensor) -> Tensor:
         with torch.no_grad():
             planes = functional.interpolate(
-                views.float().permute(0, 3, 1, 2), (_SAM_SIZE, _SAM_SIZE), mode='bilinear'
+                views.float().permute(0, 3, 1, 2), (side, side), mode='bilinear'
             )
             return torch.cat([
                 sam.image_encoder(sam.preprocess(plane)[None]) for plane in planes
             ])  # fmt: skip
 
     return features
+
+
+def open_sam(kind: str, checkpoint: Path, device: torch.device) -> Any:
+    """Return SAM by its authors' package ``segment_anything``, with a user's checkpoint.
+
+    :param kind: the type of the checkpoint: ``vit_h``, ``vit_l`` or ``vit_b``.
+    :raises ConfigError: the package or the checkpoint is missing, or they do not fit.
+    :raises NetworkError: the checkpoint is damaged.
+    """
+    try:
+        from segment_anything import sam_model_registry
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'SAM needs the package of its authors, and torchvision (no {error.name!r} here): '
+            'pip install torchvision git+https://github.com/facebookresearch/segment-anything'
+        ) from None
+    if kind not in sam_model_registry or not checkpoint.is_file():
+        raise ConfigError(
+            f'SAM of type {kind!r} from {checkpoint}: the type must be one of '
+            f'{", ".join(sam_model_registry)} and the checkpoint a file'
+        )
+    # The package itself would read the checkpoint in a way that may run what is in it.
+    state = read_checkpoint(checkpoint)
+    sam = sam_model_registry[kind]()
+    try:
+        sam.load_state_dict({name: torch.from_numpy(each) for name, each in state.items()})
+    except RuntimeError:
+        raise ConfigError(
+            f'checkpoint {checkpoint} is not of type {kind!r}: try another of '
+            f'{", ".join(sam_model_registry)}'
+        ) from None
+    return sam.to(device).eval()
