@@ -270,7 +270,7 @@ def test_a_step_is_a_function_of_its_number(photos: Path) -> None:
 
 
 def flat(batch: Any) -> list[Any]:
-    return [batch.images, *batch.points, *batch[2:]]
+    return [batch.images, *batch.points, *(each for each in batch[2:] if each is not None)]
 
 
 def test_correspondence_is_that_of_a_loop() -> None:

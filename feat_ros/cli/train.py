@@ -42,6 +42,19 @@ _NETWORKS: Mapping[str, tuple[type[Any], str]] = {
     'hynet_base': (HynetConfig, 'what hynet is compared with; set is_plain=true'),
 }
 
+_SAM_FILES = 'Write what SAM sees in photographs into files beside them, to train samfeat.'
+_SAM_FILES_DESCRIPTION = f"""{_SAM_FILES}
+
+NAME.sam.npz beside NAME.jpg holds the mask that each pixel is in, and the features of SAM's image
+encoder. "feat_ros train samfeat" takes its groups and edges from the masks wherever there is such
+a file, and with --set teacher=files it learns relations from the features. SAM itself then runs
+once a photograph, not at every step. A file takes about 2 MB.
+
+SAM is not part of feat_ros. You need its authors' package, and one of their checkpoints:
+  pip install torchvision git+https://github.com/facebookresearch/segment-anything
+
+Files that are there are kept: what was interrupted goes on with the next photograph."""
+
 
 def add_parser(commands: Any) -> None:
     """Add ``train`` and its sub-commands."""
@@ -92,6 +105,22 @@ def add_parser(commands: Any) -> None:
         '--workers', type=int, default=1, metavar='N', help='processes, a town each; default: 1'
     )
     cache.set_defaults(run=run_town_cache)
+    sam = add_command(
+        systems, 'sam-files', _SAM_FILES,
+        'feat_ros train sam-files photographs --checkpoint sam_vit_h_4b8939.pth --type vit_h '
+        '--device cuda\n'
+        '  feat_ros train samfeat --config samfeat.json --set teacher=files --out run',
+    )  # fmt: skip
+    sam.description = _SAM_FILES_DESCRIPTION
+    sam.add_argument('photos', nargs='+', metavar='PHOTOS', help='folders of photographs')
+    sam.add_argument(
+        '--checkpoint', type=Path, required=True, metavar='FILE', help="of SAM's authors"
+    )
+    sam.add_argument(
+        '--type', required=True, metavar='NAME', help="the checkpoint's: vit_h, vit_l or vit_b"
+    )
+    sam.add_argument('--device', default='cpu', metavar='NAME', help='of torch; default: cpu')
+    sam.set_defaults(run=run_sam_files)
     weights = add_command(
         systems, 'weights',
         'Write the averaged weights of a run, as it stands, for an extractor: '
@@ -141,6 +170,20 @@ def run_town_cache(args: argparse.Namespace) -> dict[str, Any]:
     cache = TownCache(write_town_cache(args.out, options, progress, args.workers))
     print(f'{len(cache)} frames, {len(cache.pairs)} pairs: {args.out}')
     return {'num_frames': len(cache), 'num_pairs': len(cache.pairs)}
+
+
+def run_sam_files(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the files of SAM of photographs."""
+    from feat_ros.training.pictures import find_photos
+    from feat_ros.training.run import get_device
+    from feat_ros.training.sam_writer import write_sam_files
+
+    photos = find_photos(args.photos)
+    written = write_sam_files(
+        photos, args.type, args.checkpoint, get_device(args.device), progress
+    )
+    print(f'{written} files written, {len(photos) - written} were there')
+    return {'written': written, 'kept': len(photos) - written}
 
 
 def run_weights(args: argparse.Namespace) -> dict[str, Any]:

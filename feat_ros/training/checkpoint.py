@@ -56,15 +56,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Any]) 
     optimizer.load_state_dict({'state': state, 'param_groups': groups})
 
 
-def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], is_packed: bool = False) -> None:
     """Write arrays so that the file is there whole or not at all.
 
+    :param is_packed: in less space, which takes longer.
     :raises DataError: the disk is full or read-only.
     """
     temporary = path.with_name(path.name + '.tmp')
     try:
         with temporary.open('wb') as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            (np.savez_compressed if is_packed else np.savez)(file, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

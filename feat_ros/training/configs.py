@@ -5,8 +5,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from feat_ros.config import Config, option
+
+
+class SamParts(NamedTuple):
+    """What a training reads of the files ``NAME.sam.npz`` beside photographs."""
+
+    masks: bool = False
+    features: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,11 @@ class RunConfig(Config):
     validate_every: int = option(1000, 'steps between validations', minimum=1)
     validation_batches: int = option(8, 'batches of a validation', minimum=1)
     pair: PairConfig = field(default_factory=PairConfig)
+
+    @property
+    def sam_parts(self) -> SamParts:
+        """What it reads of SAM's files."""
+        return SamParts()
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,17 @@ class SamfeatConfig(RunConfig):
     distillation: float = option(1.0, 'of L_dis', minimum=0.0)
     grouping: float = option(1.0, 'of L_wsc', minimum=0.0)
     edge: float = option(1.0, 'of L_edge', minimum=0.0)
-    teacher: str = option('sfd2_lite', 'whose relations are learned; or sam:TYPE:CHECKPOINT')
+    teacher: str = option(
+        'sfd2_lite', 'whose relations are learned; or files (of sam-files), or sam:TYPE:CHECKPOINT'
+    )
+
+    @property
+    def sam_parts(self) -> SamParts:
+        """What it reads of SAM's files."""
+        return SamParts(
+            masks=self.grouping > 0 or self.edge > 0,
+            features=self.distillation > 0 and self.teacher == 'files',
+        )
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from feat_ros.models.scale_space import Points, ScaleSpace
 from feat_ros.models.sfd2_lite import GROUPS, tones
 from feat_ros.semantics import StabilityGroup
 from feat_ros.training.augment import change_light
-from feat_ros.training.configs import PairConfig
+from feat_ros.training.configs import PairConfig, SamParts
 from feat_ros.training.pictures import Picture, PictureBank, read_photo
+from feat_ros.training.sam_files import NO_SAM, open_bank
 from feat_ros.training.town_cache import TownCache, TownViews
 
 Float = npt.NDArray[np.float64]
@@ -38,6 +39,7 @@ _BORDER = 8
 _TOWN_TRIES, _TOWN_PLACES = 12, 64
 # Mean grey level from which a frame of the town was taken by day.
 _DAY_MEAN = 60.0
+_NO_PARTS = SamParts()
 # What the network's stability outputs stand for; -1 where nobody knows.
 OUTPUT_OF_GROUP = np.full(len(StabilityGroup), -1, np.int64)
 OUTPUT_OF_GROUP[[int(group) for group in GROUPS]] = range(len(GROUPS))
@@ -55,7 +57,12 @@ class Batch(NamedTuple):
                                     -1 nothing is known
     ``group``     (2P, N) int64     output of the stability head, -1 unknown
     ``groups``    (2P, S, S) int64  likewise of every pixel
+    ``masks``     (2P, S, S) int32  SAM's mask of every pixel: its number, 0 in none, -1 unknown
+    ``taught``    (2P, C, s, s)     SAM's features at cells of 8x8 pixels, s = S / 8
+    ``is_taught`` (2P, 1, s, s)     where they are known, bool
     ============  ================  ======================================================
+
+    The last three are None where they are not asked for, or no photograph has them.
     """
 
     images: Tensor
@@ -64,6 +71,9 @@ class Batch(NamedTuple):
     target: Tensor
     group: Tensor
     groups: Tensor
+    masks: Tensor | None = None
+    taught: Tensor | None = None
+    is_taught: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -108,6 +118,8 @@ class PairMaker(Dataset[Batch]):
     :param photos: files; drawn in proportion to the square root of their area.
     :param town: None for photographs only.
     :param device: where pictures lie and pairs are made.
+    :param sam_parts: what is read of SAM's files beside photographs.
+    :raises DataError: a file cannot be used.
     """
 
     def __init__(
@@ -117,6 +129,7 @@ class PairMaker(Dataset[Batch]):
         town: TownCache | None,
         seed: int,
         device: torch.device | str = 'cpu',
+        sam_parts: SamParts = _NO_PARTS,
     ) -> None:
         self.config, self.seed, self.device = config, seed, torch.device(device)
         pictures = [read_photo(path) for path in photos]
@@ -129,6 +142,7 @@ class PairMaker(Dataset[Batch]):
             self._town_views = TownViews(frames, self.device)
             self._town_pairs = town.pairs
         self._bank = PictureBank(pictures, self.device)
+        self._sam_bank = open_bank(photos, pictures, sam_parts, self.device)
         weight = np.sqrt(self._bank.size_wh[: self._num_photos].prod(axis=1))
         self._share = weight / weight.sum()
         self._detector = ScaleSpace().to(self.device)
@@ -173,7 +187,11 @@ class PairMaker(Dataset[Batch]):
         column, row = points.xy.long().clamp(0, size - 1).unbind(-1)
         group = torch.gather(outputs.flatten(1), 1, row * size + column)
         group = torch.where(is_point, group, -1)
-        return Batch(images, points, partner, torch.cat([target_a, target_b]), group, outputs)
+        sam = NO_SAM
+        if self._sam_bank is not None:
+            sam = self._sam_bank.views(both.picture, both.source_from_view, size)
+        target = torch.cat([target_a, target_b])
+        return Batch(images, points, partner, target, group, outputs, *sam)
 
     def _transfer(
         self, xy: Tensor, here: Cut, there: Cut, is_town: Tensor

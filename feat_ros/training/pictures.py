@@ -21,7 +21,7 @@ from feat_ros.semantics import StabilityGroup
 UInt8 = npt.NDArray[np.uint8]
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
-_LABEL_SUFFIX = '.group.png'
+_LABEL_SUFFIX, _SAM_SUFFIX = '.group.png', '.sam.npz'
 _SMALLEST_LEVEL = 256
 
 
@@ -50,11 +50,16 @@ def find_photos(folders: list[str]) -> list[Path]:
     return found
 
 
-def data_manifest(paths: list[Path]) -> list[dict[str, str]]:
-    """Name, with the folder it is in, and sha256 of each file and of its labels."""
+def data_manifest(paths: list[Path], has_sam: bool = False) -> list[dict[str, str]]:
+    """Name, with the folder it is in, and sha256 of each file and of its labels.
+
+    :param has_sam: with that of its file of SAM too.
+    """
     manifest = []
     for path in paths:
         files = {'sha256': path, 'labels_sha256': _label_path(path)}
+        if has_sam:
+            files['sam_sha256'] = sam_path(path)
         hashes = {
             key: hashlib.sha256(file.read_bytes()).hexdigest()
             for key, file in files.items()
@@ -66,6 +71,11 @@ def data_manifest(paths: list[Path]) -> list[dict[str, str]]:
 
 def _label_path(path: Path) -> Path:
     return path.with_name(path.stem + _LABEL_SUFFIX)
+
+
+def sam_path(photo: Path) -> Path:
+    """Return where the file of SAM of a photograph is, if there is one."""
+    return photo.with_name(photo.stem + _SAM_SUFFIX)
 
 
 def read_photo(path: Path) -> Picture:
@@ -147,17 +157,12 @@ class PictureBank:
         shrink = wh / self._size[self._first[picture]]
         matrix = source_from_view.clone()
         matrix[:, :2] *= shrink[..., None]
-        at = torch.arange(size, device=picture.device, dtype=torch.float32) + 0.5
-        m = matrix.float()[..., None, None]
-        x, y = at[None, None, :], at[None, :, None]
-        w = m[:, 2, 0] * x + m[:, 2, 1] * y + m[:, 2, 2]
-        left = (m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2]) / w - 0.5
-        top = (m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2]) / w - 0.5
+        left, top = (each - 0.5 for each in places(matrix, size, size))
         width, height = (each[:, None, None] for each in wh.unbind(1))
         column, row = torch.floor(left), torch.floor(top)
         right_share, down_share = left - column, top - row
-        columns = [_mirror(column.long() + k, width) for k in (0, 1)]
-        rows = [_mirror(row.long() + k, height) * width for k in (0, 1)]
+        columns = [mirror(column.long() + k, width) for k in (0, 1)]
+        rows = [mirror(row.long() + k, height) * width for k in (0, 1)]
         start = self._start[level][:, None, None]
         total: Tensor | None = None
         for k, down in enumerate((1 - down_share, down_share)):
@@ -174,7 +179,24 @@ class PictureBank:
         return total, group.to(torch.uint8)
 
 
-def _mirror(index: Tensor, count: Tensor) -> Tensor:
+def places(source_from_view: Tensor, size: int, side: int) -> tuple[Tensor, Tensor]:
+    """Return x and y (V, side, side) in the source of the centres of a view's cells.
+
+    :param source_from_view: (V, 3, 3).
+    :param size: side of the view in pixels, which is cut into ``side`` cells each way.
+    """
+    at = torch.arange(side, device=source_from_view.device, dtype=torch.float32) + 0.5
+    at = at * (size / side)
+    m = source_from_view.float()[..., None, None]
+    x, y = at[None, None, :], at[None, :, None]
+    w = m[:, 2, 0] * x + m[:, 2, 1] * y + m[:, 2, 2]
+    return (
+        (m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2]) / w,
+        (m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2]) / w,
+    )
+
+
+def mirror(index: Tensor, count: Tensor) -> Tensor:
     """Fold an index of any size back into 0 to count - 1, the border pixel twice."""
     folded = torch.remainder(index, 2 * count)
     return torch.minimum(folded, 2 * count - 1 - folded)

@@ -36,7 +36,7 @@ from feat_ros.training.configs import RunConfig
 from feat_ros.training.curves import Curves
 from feat_ros.training.losses import dual_softmax_loss, MatchLoss
 from feat_ros.training.pairs import Batch, PairMaker
-from feat_ros.training.pictures import data_manifest, find_photos
+from feat_ros.training.pictures import data_manifest, find_photos, sam_path
 from feat_ros.training.town_cache import TownCache
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Run:
 
     def __init__(self, system: System, config: RunConfig, folder: Path) -> None:
         self.system, self.config, self.folder = system, config, folder
-        self.device = _device(config.device)
+        self.device = get_device(config.device)
         torch.set_num_threads(config.threads)
         cv2.setNumThreads(1)
         torch.manual_seed(config.seed)
@@ -144,6 +144,11 @@ class Run:
                 'holdout_every to less'
             )
         self.photos = [path for path in photos if path not in set(self.held_out)]
+        if config.sam_parts.features and not any(sam_path(path).exists() for path in self.photos):
+            raise DataError(
+                f'teacher=files, but none of {len(self.photos)} photographs has a file of SAM '
+                f'({sam_path(self.photos[0]).name}): write them with "feat_ros train sam-files"'
+            )
         self.town = None if config.town is None else TownCache(Path(config.town))
         self._write_manifest()
         self.trainee = Trainee(system.make()).to(self.device)
@@ -168,8 +173,8 @@ class Run:
             'torch': torch.__version__,
             'numpy': np.__version__,
             'opencv': cv2.__version__,
-            'training': data_manifest(self.photos),
-            'validation': data_manifest(self.held_out),
+            'training': data_manifest(self.photos, any(self.config.sam_parts)),
+            'validation': data_manifest(self.held_out, any(self.config.sam_parts)),
             'town': None if self.town is None else self.town.description,
         }
         path = self.folder / 'data.json'
@@ -203,7 +208,9 @@ class Run:
     def _batches(self, last: int) -> Any:
         config = self.config
         device = torch.device('cpu') if config.workers else self.device
-        maker = PairMaker(config.pair, self.photos, self.town, config.seed, device)
+        maker = PairMaker(
+            config.pair, self.photos, self.town, config.seed, device, config.sam_parts
+        )
         if not config.workers:
             return (maker[step] for step in range(self.step, last))
         return iter(
@@ -279,7 +286,9 @@ class Run:
         """Measure matching on held-out photographs with the averaged weights."""
         config = self.config
         if not self._validation:
-            maker = PairMaker(config.pair, self.held_out, None, _VALIDATION_SEED, self.device)
+            maker = PairMaker(
+                config.pair, self.held_out, None, _VALIDATION_SEED, self.device, config.sam_parts
+            )
             self._validation = [maker[number] for number in range(config.validation_batches)]
         averaged = Trainee(self.system.make()).to(self.device)
         averaged.load_state_dict(self.average.values, strict=True)
@@ -299,7 +308,11 @@ class Run:
             self._save_weights('weights_best.npz')
 
 
-def _device(name: str) -> torch.device:
+def get_device(name: str) -> torch.device:
+    """Return a device of torch.
+
+    :raises ConfigError: there is no such device.
+    """
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError):

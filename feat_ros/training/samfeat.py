@@ -1,6 +1,6 @@
 # Copyright 2026 The feat_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""How ``samfeat`` is trained: the losses of its paper, with groups and edges from labels."""
+"""How ``samfeat`` is trained: the losses of its paper, taught by files of SAM or by others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from feat_ros.models.samfeat import SamFeat, STRIDE
+from feat_ros.models.samfeat import SamFeat, SamFeatMaps, STRIDE
 from feat_ros.models.sfd2_lite import sample
 from feat_ros.training import samfeat_losses as of_paper
 from feat_ros.training.configs import SamfeatConfig
@@ -54,13 +54,11 @@ def losses(
     total = detection + triplet + config.match * match.loss
     logged |= {'detection_loss': detection.detach(), 'triplet_loss': triplet.detach()}
     if config.distillation:
-        features = _teacher(config.teacher, device)(batch.images)
-        side = min(_RELATED, maps.distilled.shape[-1])
-        student, taught, weight = (
-            functional.adaptive_avg_pool2d(each, side)
-            for each in (maps.distilled, features.float(), maps.attention.detach())
-        )
-        loss = of_paper.distillation_loss(student, taught, weight)
+        if config.teacher == 'files':
+            features, is_known = batch.taught, batch.is_taught
+        else:
+            features, is_known = _teacher(config.teacher, device)(batch.images), None
+        loss = _distillation(maps, features, is_known)
         total = total + config.distillation * loss
         logged['distillation_loss'] = loss.detach()
     if config.grouping:
@@ -68,7 +66,7 @@ def losses(
         total = total + config.grouping * loss
         logged['grouping_loss'] = loss.detach()
     if config.edge:
-        loss = of_paper.edge_loss(maps.edge_logits, *edges(batch.groups))
+        loss = of_paper.edge_loss(maps.edge_logits, *edges(pieces(batch)))
         total = total + config.edge * loss
         logged['edge_loss'] = loss.detach()
     return total, logged
@@ -77,11 +75,47 @@ def losses(
 def _point_map(batch: Batch) -> Tensor:
     """(2P, 1, S, S): 1 at the pixels of the points."""
     views, size = batch.images.shape[:2]
-    pixel = batch.points.xy.long().clamp(0, size - 1)
-    place = pixel[..., 1] * size + pixel[..., 0]
+    place = _pixels(batch)
     found = torch.zeros(views, size * size, device=place.device)
     found.scatter_reduce_(1, place, (batch.points.response > 0).float(), 'amax')
     return found.reshape(views, 1, size, size)
+
+
+def _pixels(batch: Batch) -> Tensor:
+    """(2P, N): which pixels of their views the points are in, row by row."""
+    size = batch.images.shape[1]
+    column, row = batch.points.xy.long().clamp(0, size - 1).unbind(-1)
+    return row * size + column
+
+
+def pieces(batch: Batch) -> Tensor:
+    """(2P, S, S): the mask of SAM a pixel is in where a photograph has them, else its label."""
+    if batch.masks is None:
+        return batch.groups
+    return torch.where(batch.masks >= 0, batch.masks, batch.groups)
+
+
+def point_groups(batch: Batch) -> Tensor:
+    """(2P, N): the mask of SAM or the label that a point is in, -1 where it is in none."""
+    if batch.masks is None:
+        return batch.group
+    mask = torch.gather(batch.masks.flatten(1), 1, _pixels(batch))
+    group = torch.where(mask < 0, batch.group, torch.where(mask > 0, mask, -1))
+    return torch.where(batch.points.response > 0, group, -1)
+
+
+def _distillation(maps: SamFeatMaps, features: Tensor | None, is_known: Tensor | None) -> Tensor:
+    """Equations 7 and 8 between places that the teacher's features (2P, C, h, w) are known at."""
+    if features is None:
+        return maps.distilled.sum() * 0
+    side = min(_RELATED, maps.distilled.shape[-1])
+    student, taught, weight = (
+        functional.adaptive_avg_pool2d(each, side)
+        for each in (maps.distilled, features.float(), maps.attention.detach())
+    )
+    if is_known is not None:
+        is_known = functional.adaptive_max_pool2d((~is_known).float(), side) == 0
+    return of_paper.distillation_loss(student, taught, weight, is_known)
 
 
 def edges(groups: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,9 +152,10 @@ def _grouping(batch: Batch, descriptors: Tensor) -> Tensor:
     """Mean of equation 11 over the first views, on the strongest points that are labelled."""
     pairs, count = batch.partner.shape
     rows = descriptors.reshape(2 * pairs, count, -1)[:pairs, :_GROUPED]
+    groups = point_groups(batch)[:pairs, :_GROUPED]
     return torch.stack([
         of_paper.grouping_loss(each, group)
-        for each, group in zip(rows, batch.group[:pairs, :_GROUPED], strict=True)
+        for each, group in zip(rows, groups, strict=True)
     ]).mean()  # fmt: skip
 
 

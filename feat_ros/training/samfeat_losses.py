@@ -18,7 +18,9 @@ def relations(features: Tensor) -> Tensor:
     return rows.transpose(1, 2) @ rows
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, attention: Tensor) -> Tensor:
+def distillation_loss(
+    student: Tensor, teacher: Tensor, attention: Tensor, is_known: Tensor | None = None
+) -> Tensor:
     """Return L_dis of equations 7 and 8: relations that attention says matter count for more.
 
     The mean of ``|R - R'|`` weighted by ``exp(V V^T)``. (The published program multiplies the
@@ -26,11 +28,19 @@ def distillation_loss(student: Tensor, teacher: Tensor, attention: Tensor) -> Te
 
     :param student: (B, C, h, w) and ``teacher`` (B, C', h, w) features.
     :param attention: (B, 1, h, w), V.
+    :param is_known: (B, 1, h, w) bool, where the teacher says anything; an image of which it says
+        nothing does not count.
     """
     flat = attention.flatten(1)
     weight = (flat[:, :, None] * flat[:, None]).exp()
     apart = (relations(teacher) - relations(student)).abs()
-    return ((apart * weight).sum((1, 2)) / weight.sum((1, 2))).mean()
+    if is_known is None:
+        return ((apart * weight).sum((1, 2)) / weight.sum((1, 2))).mean()
+    seen = is_known.flatten(1)
+    weight = weight * (seen[:, :, None] & seen[:, None])
+    # That of a place to itself is one at least.
+    mean = (apart * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+    return mean.sum() / seen.any(1).sum().clamp(min=1)
 
 
 def grouping_loss(
