@@ -191,6 +191,13 @@ def test_attention_matters_to_the_distillation() -> None:
     )
 
 
+def test_attention_may_be_large() -> None:
+    student, teacher = tensor(1, 5, 2, 3).detach(), tensor(1, 4, 2, 3, seed=1).detach()
+    attention = 100 * tensor(1, 1, 2, 3, seed=2).detach().abs()
+    loss = of_paper.distillation_loss(student.float(), teacher.float(), attention.float())
+    assert 0 < float(loss) < 2
+
+
 def test_grouping_is_equations_9_to_11() -> None:
     rows = tensor(7, 4)
     group = torch.tensor([0, 0, 1, -1, 1, 2, 0])

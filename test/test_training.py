@@ -426,6 +426,30 @@ def test_a_checkpoint_is_small(tmp_path: Path, photos: Path) -> None:
     assert (tmp_path / 'weights_last.npz').stat().st_size < 4e6
 
 
+def test_what_is_not_finite_is_left_out(
+    tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoilt(numbers: range) -> Any:
+        def losses(trainee: Any, batch: Any, config: Any) -> Any:
+            total, logged = LITE.losses(trainee, batch, config)
+            spoilt.count += 1
+            return total * (float('nan') if spoilt.count - 1 in numbers else 1.0), logged
+
+        spoilt.count = 0
+        return replace(LITE, losses=losses)
+
+    config = run_config(photos, checkpoint_every=1, validate_every=100)
+    run = Run(spoilt(range(1, 2)), config, tmp_path / 'one')
+    assert run.train() == 6
+    assert 'step 1 is left out' in caplog.text
+    assert all(bool(each.isfinite().all()) for each in run.average.values.values())
+    longer = replace(config, steps=20)
+    with pytest.raises(DataError, match='no finite gradient in the 10 steps up to 11: start anew'):
+        Run(spoilt(range(2, 20)), longer, tmp_path / 'lost').train()
+    last = checkpoint.load(tmp_path / 'lost' / 'last.npz')
+    assert all(np.isfinite(each).all() for each in last.values() if each.dtype.kind == 'f')
+
+
 def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:
     Run(LITE, run_config(photos), tmp_path)
     Run(LITE, run_config(photos, log_every=7), tmp_path)

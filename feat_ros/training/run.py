@@ -49,6 +49,8 @@ _MACHINE = {
 # Pairs that the validation measures are made like those of the training, of photographs that it
 # does not see, from this seed.
 _VALIDATION_SEED = 77
+# Steps in a row without a finite gradient that end a run.
+_MOST_BAD = 10
 
 
 class Trainee(nn.Module):
@@ -227,7 +229,10 @@ class Run:
     def train(self, last_step: int | None = None, seconds: float = math.inf) -> int:
         """Go on until a step, the end of the schedule, or some seconds have passed.
 
+        A step without a finite gradient changes no weight.
+
         :returns: the number of steps done so far, all pieces together.
+        :raises DataError: no step has a finite gradient any more.
         """
         config = self.config
         last = config.steps if last_step is None else min(last_step, config.steps)
@@ -235,7 +240,7 @@ class Run:
         start, first = time.monotonic(), self.step
         self.trainee.train()
         sums: dict[str, Tensor] = {}
-        count, waited, mark = 0, 0.0, time.monotonic()
+        count, bad, waited, mark = 0, 0, 0.0, time.monotonic()
         while self.step < last and time.monotonic() - start < seconds:
             before = time.monotonic()
             batch = next(batches).to(self.device)
@@ -247,8 +252,18 @@ class Run:
             total, logged = self.system.losses(self.trainee, batch, config)
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
-            nn.utils.clip_grad_norm_(self.trainee.parameters(), 10.0)
-            self.optimizer.step()
+            norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), 10.0)
+            if torch.isfinite(norm):
+                self.optimizer.step()
+                bad = 0
+            else:
+                bad += 1
+                logger.warning('step %d is left out: its gradient is not finite', self.step)
+                if bad == _MOST_BAD:
+                    raise DataError(
+                        f'no finite gradient in the {bad} steps up to {self.step}: start anew '
+                        'with a lower learning_rate; the last checkpoint stays'
+                    )
             self.average.update(self.trainee, self.step)
             self.step += 1
             count += 1
