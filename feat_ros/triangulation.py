@@ -29,6 +29,12 @@ _CALIBRATED = 2  # COLMAP's two-view configuration: relative pose known
 UNLIMITED = 1e9
 # A direction that observations don't fix gets a standard deviation of this many map units.
 _UNKNOWN_SIGMA = 1e3
+# Quantiles of the squared length of two normal numbers. The lower quarter of the errors says how
+# large they usually are: a third of the matches may be wrong.
+_QUARTER, _CHI2_2_QUARTER, _CHI2_2_999 = 0.25, 0.575, 13.8
+# How often observations that do not agree are left out, and the least noise that they are held
+# against, relative to the predicted variance.
+_ROUNDS, _LEAST_SCALE = 3, 0.1
 
 
 @dataclass(frozen=True)
@@ -102,22 +108,103 @@ def triangulate(
     observed = [(pair[:, 0], pair[:, 1]) for pair in pairs]
     if len(xyz) == 0:
         return Structure(xyz, np.zeros((0, 3, 3)), observed, 1.0)
-    start = xyz
+    tracked = observed
+    xyz = _least_squares(images, features, xyz, observed)
+    for _ in range(_ROUNDS):
+        kept = _agreeing(images, features, xyz, observed)
+        if not any(len(points) for points, _ in kept):
+            break
+        observed = kept
+        xyz = _least_squares(images, features, xyz, observed)
+    is_seen = np.zeros(len(xyz), bool)
+    for points, _ in observed:
+        is_seen[points] = True
+    _leave_out_of(model, folder / 'sfm', tracked, observed, is_seen)
+    number = np.cumsum(is_seen) - 1
+    xyz, observed = xyz[is_seen], [(number[points], rows) for points, rows in observed]
+    information, _, squared = _normal_equations(images, features, xyz, observed)
+    freedom = 2 * len(squared) - 3 * len(xyz)
+    noise_scale = float(squared.sum()) / max(freedom, 1)
+    return Structure(xyz, information / noise_scale, observed, noise_scale)
+
+
+def _least_squares(
+    images: list[PosedImage],
+    features: Sequence[Features],
+    start: Float,
+    observed: list[tuple[Ids, Ids]],
+) -> Float:
+    """Move points (P, 3) to where their keypoints see them, each with its own noise."""
+    xyz = start
     for _ in range(3):
-        information, gradient, cost = _normal_equations(images, features, xyz, observed)
+        information, gradient, squared = _normal_equations(images, features, xyz, observed)
         step = np.linalg.solve(information, gradient[..., None])[..., 0]
         # Where a step leaves its own ellipsoid the equations are not linear: pycolmap's stays.
-        inside = np.sum(step * gradient, axis=1) < 9 * max(1.0, cost / len(xyz))
+        inside = np.sum(step * gradient, axis=1) < 9 * max(1.0, squared.sum() / len(xyz))
         xyz = xyz - np.where(inside[:, None], step, 0.0)
-    information, _, cost = _normal_equations(images, features, xyz, observed)
+    information, _, _ = _normal_equations(images, features, xyz, observed)
+    # A step may take them behind a camera that saw them.
     is_lost = np.asarray(~np.isfinite(information).all(axis=(1, 2)))
-    if is_lost.any():
-        # A step took them behind a camera that saw them.
-        xyz = np.where(is_lost[:, None], start, xyz)
-        information, _, cost = _normal_equations(images, features, xyz, observed)
-    freedom = 2 * sum(len(points) for points, _ in observed) - 3 * len(xyz)
-    noise_scale = cost / max(freedom, 1)
-    return Structure(xyz, information / noise_scale, observed, noise_scale)
+    return np.where(is_lost[:, None], start, xyz)
+
+
+def _agreeing(
+    images: list[PosedImage],
+    features: Sequence[Features],
+    xyz: Float,
+    observed: list[tuple[Ids, Ids]],
+) -> list[tuple[Ids, Ids]]:
+    """Leave out observations whose error is not of the usual size, and points with one left.
+
+    What is usual depends on the extractor and on the given poses: the lower quarter says, over
+    points with three observations or more, since two always agree. Cameras that drive ahead match
+    wrongly along the road, and no coarse limit sees it.
+    """
+    _, _, squared = _normal_equations(images, features, xyz, observed)
+    points = np.concatenate([points for points, _ in observed])
+    counts = np.bincount(points, minlength=len(xyz))
+    is_judge = counts[points] >= 3
+    if not is_judge.any():
+        return observed
+    # Three numbers of each point are fitted: its errors are smaller than the noise.
+    share = 1 - 1.5 * np.count_nonzero(counts >= 3) / np.count_nonzero(is_judge)
+    quarter = float(np.quantile(squared[is_judge], _QUARTER)) / _CHI2_2_QUARTER
+    scale = max(quarter / share, _LEAST_SCALE)
+    kept = squared <= _CHI2_2_999 * scale
+    kept &= np.bincount(points[kept], minlength=len(xyz))[points] >= 2
+    ends = np.cumsum([len(points) for points, _ in observed])[:-1]
+    return [
+        (rows[0][keep], rows[1][keep])
+        for rows, keep in zip(observed, np.split(kept, ends), strict=True)
+    ]
+
+
+def _leave_out_of(
+    model: Any, folder: Path, tracked: list[tuple[Ids, Ids]], kept: list[tuple[Ids, Ids]],
+    is_seen: npt.NDArray[np.bool_],
+) -> None:  # fmt: skip
+    """Take what was left out of pycolmap's model too, and write it again.
+
+    :param tracked: for each image points and keypoints of the model; ``kept`` those that stay.
+    :param is_seen: (P,) points that stay.
+    """
+    left_out = [
+        keypoint
+        for (points, keypoints), (_, rows) in zip(tracked, kept, strict=True)
+        for keypoint in [keypoints[is_seen[points] & ~np.isin(keypoints, rows)]]
+    ]
+    if is_seen.all() and not any(len(keypoints) for keypoints in left_out):
+        return
+    import pycolmap
+
+    manager = pycolmap.ObservationManager(model)
+    for point, stays in zip(list(model.points3D), is_seen, strict=True):
+        if not stays:
+            manager.delete_point3D(point)
+    for number, keypoints in enumerate(left_out, start=1):
+        for keypoint in keypoints.tolist():
+            manager.delete_observation(number, keypoint)
+    model.write(str(folder))
 
 
 def _normal_equations(
@@ -125,18 +212,21 @@ def _normal_equations(
     features: Sequence[Features],
     xyz: Float,
     observed: list[tuple[Ids, Ids]],
-) -> tuple[Float, Float, float]:
-    """Sums over all observations of what :func:`observation_information` says."""
+) -> tuple[Float, Float, Float]:
+    """Sums over all observations of what :func:`observation_information` says.
+
+    Of r^T r each one's is returned, image after image.
+    """
     information = np.broadcast_to(np.eye(3) / _UNKNOWN_SIGMA**2, (len(xyz), 3, 3)).copy()
-    gradient, cost = np.zeros((len(xyz), 3)), 0.0
+    gradient, costs = np.zeros((len(xyz), 3)), []
     for number, (points, keypoints) in enumerate(observed):
         part, slope, squared = observation_information(
             images[number], features[number], xyz[points], keypoints
         )
         np.add.at(information, points, part)
         np.add.at(gradient, points, slope)
-        cost += float(squared.sum())
-    return information, gradient, cost
+        costs.append(squared)
+    return information, gradient, np.concatenate(costs)
 
 
 def observation_information(

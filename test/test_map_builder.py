@@ -159,6 +159,7 @@ def test_the_model_for_other_tools(room_map: SfmMap) -> None:
     pycolmap = pytest.importorskip('pycolmap')
     model = pycolmap.Reconstruction(room_map.path / 'sfm')
     assert model.num_points3D() == room_map.num_points
+    assert model.compute_num_observations() == room_map.num_observations
     assert model.num_reg_images() == 10
 
 
