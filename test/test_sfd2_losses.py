@@ -88,6 +88,23 @@ def test_inter_class_runs_over_all_triplets(rng: np.random.Generator, margin: fl
     assert float(losses.inter_class_loss(tensor(descriptors), one_class)) == 0
 
 
+def test_inter_class_of_some_takes_every_so_many_labelled_points(
+    rng: np.random.Generator,
+) -> None:
+    descriptors, labels = units(rng, 1100, 4), rng.integers(-1, 3, 1100)
+    labelled = [i for i in range(1100) if labels[i] != UNKNOWN]
+    step = len(labelled) // 256
+    assert step > 1
+    chosen = labelled[::step][:256]
+    found = losses.inter_class_loss_of_some(tensor(descriptors), tensor(labels))
+    expected = losses.inter_class_loss(tensor(descriptors[chosen]), tensor(labels[chosen]))
+    assert float(found) == float(expected) > 0
+    few = tensor(descriptors[:20]), tensor(labels[:20])
+    assert float(losses.inter_class_loss_of_some(*few)) == pytest.approx(
+        float(losses.inter_class_loss(*few))
+    )
+
+
 def test_average_precision_of_bins(rng: np.random.Generator) -> None:
     similarity = rng.uniform(-0.3, 1, (5, 30))
     is_positive = rng.uniform(size=(5, 30)) < 0.3
@@ -157,6 +174,71 @@ def test_candidates_are_of_the_query_s_class(rng: np.random.Generator) -> None:
     # Of no class, and without a cell of its class near.
     assert not is_used[4].any()
     assert not is_used[7].any()
+
+
+def points_of_two_views(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Descriptors of 12 and 15 points, partners, labels of both, places of the second."""
+    partner = np.full(12, -1)
+    partner[:8] = rng.permutation(15)[:8]
+    labels, other_labels = rng.integers(0, 3, 12), rng.integers(0, 3, 15)
+    other_labels[partner[:6]] = labels[:6]
+    labels[2], other_labels[partner[2]] = UNKNOWN, UNKNOWN
+    other_labels[partner[7]] = (labels[7] + 1) % 3
+    places = rng.uniform(0, 12, (15, 2))
+    return units(rng, 12, 4), units(rng, 15, 4), partner, labels, other_labels, places
+
+
+def test_point_candidates_are_of_the_query_s_class(rng: np.random.Generator) -> None:
+    here, there, partner, labels, other_labels, places = points_of_two_views(rng)
+    found = losses.point_candidates(
+        *map(tensor, (here, there, partner, labels, other_labels, places)), apart_px=4.0
+    )
+    similarity, is_positive, is_used = (part.numpy() for part in found)
+    near = 0
+    for i, j in np.ndindex(12, 15):
+        assert similarity[i, j] == pytest.approx(here[i] @ there[j])
+        counts = partner[i] >= 0 and labels[i] == other_labels[partner[i]] == other_labels[j]
+        counts = counts and labels[i] != UNKNOWN
+        is_right = counts and j == partner[i]
+        apart = np.hypot(*(places[j] - places[partner[i]]))
+        near += counts and not is_right and apart <= 4
+        assert is_positive[i, j] == is_right
+        assert is_used[i, j] == (is_right or (counts and apart > 4))
+    assert near > 0
+    assert is_used.any(1).sum() >= 5
+    # Of no class, a partner of another class, and no partner.
+    assert not is_used[[2, 7, 9]].any()
+
+
+def test_triplets_in_a_class_are_those_of_a_loop(rng: np.random.Generator) -> None:
+    here, there, *rest = points_of_two_views(rng)
+    labels = rest[1]
+
+    def loss(ours: Any, theirs: Any) -> Any:
+        ours, theirs = (torch.nn.functional.normalize(each, dim=1) for each in (ours, theirs))
+        found = losses.point_candidates(ours, theirs, *map(tensor, rest), apart_px=2.0)
+        return losses.intra_class_triplet_loss(*found, tensor(labels), 0.7)
+
+    masks = losses.point_candidates(
+        *map(tensor, (here, there, *rest)), apart_px=2.0
+    )[1:]  # fmt: skip
+    is_positive, is_used = (mask.numpy() for mask in masks)
+    by_class: dict[int, list[float]] = {}
+    for i in range(12):
+        cost = []
+        for j in range(15):
+            if is_used[i, j] and not is_positive[i, j]:
+                right = np.linalg.norm(here[i] - there[rest[0][i]])
+                cost.append(max(0.0, float(right - np.linalg.norm(here[i] - there[j]) + 0.7)))
+        if cost:
+            by_class.setdefault(labels[i], []).append(float(np.mean(cost)))
+    assert len(by_class) > 1
+    expected = np.mean([np.mean(each) for each in by_class.values()])
+    assert float(loss(tensor(here), tensor(there))) == pytest.approx(expected)
+    assert gradcheck(loss, (tensor(here, needs_grad=True), tensor(there, needs_grad=True)))
+    none = torch.full((12,), UNKNOWN)
+    found = losses.point_candidates(*map(tensor, (here, there, *rest)))
+    assert float(losses.intra_class_triplet_loss(*found, none)) == 0
 
 
 def test_intra_class_is_a_mean_of_classes(rng: np.random.Generator) -> None:

@@ -21,8 +21,9 @@ from feat_ros.cli import main  # noqa: E402
 from feat_ros.errors import ConfigError, DataError  # noqa: E402
 from feat_ros.extractors import create_extractor  # noqa: E402
 from feat_ros.models.weights import load_weights  # noqa: E402
+from feat_ros.runtimes import WEIGHTS  # noqa: E402
 from feat_ros.semantics import StabilityGroup  # noqa: E402
-from feat_ros.training import augment, checkpoint, pairs, pictures  # noqa: E402
+from feat_ros.training import augment, checkpoint, lite, pairs, pictures  # noqa: E402
 from feat_ros.training.configs import (  # noqa: E402
     LightConfig,
     LiteConfig,
@@ -31,7 +32,7 @@ from feat_ros.training.configs import (  # noqa: E402
     TownCacheConfig,
 )
 from feat_ros.training.pairs import PairMaker  # noqa: E402
-from feat_ros.training.run import learning_rate, Run  # noqa: E402
+from feat_ros.training.run import learning_rate, Run, Trainee  # noqa: E402
 from feat_ros.training.sfd2 import cell_targets  # noqa: E402
 from feat_ros.training.systems import get_system, SYSTEMS  # noqa: E402
 from feat_ros.training.town_cache import TownCache, TownViews, write_town_cache  # noqa: E402
@@ -455,6 +456,13 @@ def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:
     Run(LITE, run_config(photos, log_every=7), tmp_path)
     with pytest.raises(DataError, match='a run with other learning_rate'):
         Run(LITE, run_config(photos, learning_rate=1.0), tmp_path)
+    path = tmp_path / 'config.json'
+    older = json.loads(path.read_text())
+    del older['inter_class']
+    path.write_text(json.dumps(older))
+    with pytest.raises(DataError, match='a run with other inter_class'):
+        Run(LITE, run_config(photos, log_every=7, inter_class=1.0), tmp_path)
+    Run(LITE, run_config(photos, log_every=7), tmp_path)
     with pytest.raises(DataError, match='leave none for validation'):
         Run(LITE, run_config(photos, holdout_every=5), tmp_path / 'other')
     with pytest.raises(ConfigError, match="device 'abacus' cannot be used"):
@@ -462,6 +470,81 @@ def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:
     (tmp_path / 'last.npz').write_bytes(b'half a')
     with pytest.raises(DataError, match='is damaged'):
         Run(LITE, run_config(photos, log_every=7), tmp_path)
+
+
+def lite_loss(batch: pairs.Batch, **changes: Any) -> tuple[float, dict[str, float], Any]:
+    """Loss of an untrained network, what is logged, and its gradients by name."""
+    torch.manual_seed(1)
+    trainee = Trainee(LITE.make()).train()
+    torch.manual_seed(2)
+    total, logged = LITE.losses(trainee, batch, LiteConfig(**changes))
+    total.backward()
+    gradients = {name: each.grad for name, each in trainee.named_parameters()}
+    return float(total.detach()), {name: float(each) for name, each in logged.items()}, gradients
+
+
+def labelled_batch(photos: Path) -> pairs.Batch:
+    return PairMaker(replace(SMALL, light=PLAIN), [photos / '0.png'], None, seed=4)[0]
+
+
+def test_what_is_shipped_knows_no_term_of_the_paper(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lite, '_teacher', None)
+    total, logged, _ = lite_loss(labelled_batch(photos))
+    match, matchability, stability = (
+        np.float32(logged[f'{name}_loss']) for name in ('match', 'matchability', 'stability')
+    )
+    assert total == match + np.float32(0.5) * matchability + stability
+    assert not {'inter_class_loss', 'intra_class_loss', 'consistency_loss'} & set(logged)
+
+
+def test_the_terms_of_the_paper_are_added(photos: Path) -> None:
+    batch = labelled_batch(photos)
+    plain, before, _ = lite_loss(batch, group_weight=0.0)
+    for changes, name, weight in (
+        ({'inter_class': 2.0}, 'inter_class_loss', 2.0),
+        ({'intra_class': 0.5}, 'intra_class_loss', 0.5),
+        ({'intra_class': 0.5, 'intra_kind': 'triplet'}, 'intra_class_loss', 0.5),
+        ({'consistency': 3.0}, 'consistency_loss', 3.0),
+    ):
+        total, logged, gradients = lite_loss(batch, group_weight=0.0, **changes)
+        assert logged[name] > 0
+        assert total == pytest.approx(plain + weight * logged[name], rel=1e-5)
+        assert {key: logged[key] for key in before} == before
+        assert all(each.isfinite().all() for each in gradients.values() if each is not None)
+
+
+def test_no_semantics_without_weights(photos: Path) -> None:
+    """The base of Table 6: the stability outputs and what labels say have no say."""
+    batch = labelled_batch(photos)
+    total, _, gradients = lite_loss(batch, group_weight=0.0)
+    blind, _, same = lite_loss(
+        batch._replace(group=torch.full_like(batch.group, -1)), group_weight=0.0
+    )
+    assert total == blind
+    for name, each in gradients.items():
+        assert_array_equal(each.numpy(), same[name].numpy(), err_msg=name)
+    assert not gradients['network.rank_head.2.weight'][1:].any()
+
+
+def test_the_pupil_of_equation_5_is_the_map_of_its_teacher(photos: Path) -> None:
+    """The shipped network as its own pupil is consistent with itself."""
+    batch = labelled_batch(photos)
+    trainee = Trainee(LITE.make())
+    shipped = load_weights(WEIGHTS / 'sfd2_lite.npz', 'sfd2_lite')
+    own = {
+        name.removeprefix('network.'): torch.from_numpy(np.array(each))
+        for name, each in shipped.arrays.items()
+        if name.startswith('network.')
+    }
+    trainee.network.load_state_dict(own)
+    trainee.eval()
+    _, logged = LITE.losses(trainee, batch, LiteConfig(consistency=1.0))
+    assert float(logged['consistency_loss']) < 1e-5
+    trainee.train()
+    _, logged = LITE.losses(trainee, batch, LiteConfig(consistency=1.0))
+    assert float(logged['consistency_loss']) > 1e-3
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn, Tensor
 
+from feat_ros import config as configs
 from feat_ros.errors import DataError
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -87,16 +88,20 @@ def load(path: Path) -> Arrays:
         raise DataError(f'{path} is damaged: take an older checkpoint') from None
 
 
-def keep_config(folder: Path, described: Mapping[str, Any], may_change: Set[str]) -> None:
+def keep_config(folder: Path, config: Any, may_change: Set[str]) -> None:
     """Write ``config.json`` of a run, which must be that of the run that is in the folder.
 
+    Options that are newer than that run had their defaults.
+
+    :param config: a configuration, see :class:`feat_ros.config.Config`.
     :param may_change: options of where and how fast a run goes on.
     :raises DataError: another option differs.
     """
-    path = folder / 'config.json'
+    path, described = folder / 'config.json', configs.to_dict(config)
     if path.exists():
-        before = json.loads(path.read_text(encoding='utf-8'))
-        changed = sorted(k for k in described if described[k] != before.get(k))
+        written = json.loads(path.read_text(encoding='utf-8'))
+        before = configs.to_dict(configs.from_dict(type(config), written))
+        changed = sorted(k for k in described if described[k] != before[k])
         if set(changed) - may_change:
             raise DataError(
                 f'{folder} holds a run with other {", ".join(changed)}: name another '

@@ -92,6 +92,15 @@ class LiteConfig(RunConfig):
     group_dropout: float = option(
         0.2, 'share of what the stability head sees that is left out', minimum=0.0, maximum=0.9
     )
+    inter_class: float = option(0.0, "w_inter of SFD2's equation 4", minimum=0.0)
+    intra_class: float = option(0.0, "w_intra of SFD2's equation 4", minimum=0.0)
+    intra_kind: str = option(
+        'ranking', 'equation 3, or triplets with a margin', choices=('ranking', 'triplet')
+    )
+    consistency: float = option(
+        0.0, "w_feat of SFD2's equation 6; its teacher is the sfd2_lite of the package",
+        minimum=0.0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class HowRun:
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.keep_config(folder, configs.to_dict(config), _MACHINE)
+        checkpoint.keep_config(folder, config, _MACHINE)
         self.pool = read_pool(config.maps, config.images, config.size)
         count = len(self.pool.images)
         sees_same = self.pool.shared >= config.min_shared_points

@@ -1,8 +1,15 @@
 # Copyright 2026 The feat_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""How ``sfd2_lite`` is trained: no teacher, no labels needed, a CPU suffices."""
+"""How ``sfd2_lite`` is trained: no teacher, no labels needed, a CPU suffices.
+
+With ``inter_class``, ``intra_class`` and ``consistency`` the terms of SFD2's paper come beside, so
+that its Table 6 can be made (:mod:`feat_ros.training.sfd2_losses`); what is shipped is trained
+without them. Classes are then the stability groups.
+"""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +20,21 @@ from feat_ros.training.configs import LiteConfig
 from feat_ros.training.losses import group_loss, matchability_loss
 from feat_ros.training.pairs import Batch
 from feat_ros.training.run import contrast, share_right, System, Trainee
+from feat_ros.training.sfd2_losses import (
+    average_precision,
+    consistency_loss,
+    inter_class_loss_of_some,
+    intra_class_loss,
+    intra_class_triplet_loss,
+    point_candidates,
+)
+from feat_ros.training.teachers import create_teacher
+
+# The cheapest network at hand that has learned from labels, and which map it gives: one of as many
+# channels and cells as the pupil's, so that equation 5 needs no projection.
+_TEACHER, _TAUGHT_MAP = 'sfd2_lite', 3
+
+_teacher = lru_cache(maxsize=1)(create_teacher)
 
 
 def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,6 +68,20 @@ def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, 
     matchability = matchability_loss(ranking.match_logit, batch.target.reshape(-1), is_right)
     stability = group_loss(group_logits, group)
     total = match.loss + config.match_weight * matchability + config.group_weight * stability
+    if config.inter_class:
+        inter_class = inter_class_loss_of_some(descriptors, group)
+        total = total + config.inter_class * inter_class
+        logged['inter_class_loss'] = inter_class.detach()
+    if config.intra_class:
+        reliability = torch.sigmoid(ranking.match_logit)
+        intra_class = _intra_class(batch, descriptors, reliability, config.intra_kind)
+        total = total + config.intra_class * intra_class
+        logged['intra_class_loss'] = intra_class.detach()
+    if config.consistency:
+        taught = _teacher(_TEACHER, device)(batch.images)
+        consistency = consistency_loss([maps[_TAUGHT_MAP]], [taught])
+        total = total + config.consistency * consistency
+        logged['consistency_loss'] = consistency.detach()
     with torch.no_grad():
         logged |= {
             'matchability_loss': matchability.detach(),
@@ -53,6 +89,32 @@ def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, 
             'group_right': share_right(ranking.group_logits, group),
         }
     return total, logged
+
+
+def _intra_class(batch: Batch, descriptors: Tensor, reliability: Tensor, kind: str) -> Tensor:
+    """Equation 3, or triplets instead, on the points of the first views.
+
+    :param descriptors: (2P N, D) view by view; likewise ``reliability`` (2P N,).
+    """
+    pairs, count = batch.partner.shape
+    rows, reliable = descriptors.reshape(2 * pairs, count, -1), reliability.reshape(-1, count)
+    found = []
+    for a in range(pairs):
+        b = pairs + a
+        similarity, *masks = point_candidates(
+            rows[a], rows[b], batch.partner[a], batch.group[a], batch.group[b], batch.points.xy[b]
+        )
+        # Of the many bins of those that do not count nothing is needed.
+        counts = masks[1].any(1)
+        found.append(
+            (similarity[counts], *(mask[counts] for mask in masks), batch.group[a, counts],
+             reliable[a, counts])
+        )  # fmt: skip
+    similarity, is_positive, is_used, labels, reliable = map(torch.cat, zip(*found, strict=True))
+    if kind == 'triplet':
+        return intra_class_triplet_loss(similarity, is_positive, is_used, labels)
+    precision = average_precision(similarity, is_positive, is_used)
+    return intra_class_loss(precision, reliable, labels)
 
 
 SYSTEM = System(

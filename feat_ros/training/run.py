@@ -28,7 +28,6 @@ import torch
 from torch import nn, Tensor
 from torch.utils.data import DataLoader
 
-from feat_ros import config as configs
 from feat_ros.errors import ConfigError, DataError
 from feat_ros.models.weights import save_weights, Weights
 from feat_ros.training import checkpoint
@@ -137,7 +136,7 @@ class Run:
         cv2.setNumThreads(1)
         torch.manual_seed(config.seed)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.keep_config(folder, configs.to_dict(config), _MACHINE)
+        checkpoint.keep_config(folder, config, _MACHINE)
         photos = find_photos(config.photos)
         self.held_out = photos[config.holdout_every - 1 :: config.holdout_every]
         if not self.held_out:

@@ -26,14 +26,12 @@ from feat_ros.training.run import contrast, share_right, System, Trainee
 from feat_ros.training.sfd2_losses import (
     average_precision,
     class_candidates,
-    inter_class_loss,
+    inter_class_loss_of_some,
     intra_class_loss,
     stability_loss,
 )
 
 OPTIONS: dict[str, Any] = {'stability_exponent': 0.5, 'tones': 'adapted'}
-# Points whose classes are compared at once: all triplets of them are formed.
-_TRIPLET_POINTS = 256
 
 
 def cell_targets(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -110,7 +108,8 @@ def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, 
     total = config.match * match.loss + config.detection * detection
     total = total + config.stability * stability
     if config.inter_class:
-        total = total + config.inter_class * _inter_class(descriptors, batch.group.reshape(-1))
+        group = batch.group.reshape(-1)
+        total = total + config.inter_class * inter_class_loss_of_some(descriptors, group)
     if config.intra_class:
         score = reliability(cell_logits)
         total = total + config.intra_class * _intra_class(batch, descriptors, dense, groups, score)
@@ -121,14 +120,6 @@ def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, 
             'group_right': share_right(stability_logits.movedim(1, -1), groups),
         }
     return total, logged
-
-
-def _inter_class(descriptors: Tensor, group: Tensor) -> Tensor:
-    """Equation 2 on as many labelled points as triplets can be formed of."""
-    labelled = torch.nonzero(group >= 0)[:, 0]
-    step = max(len(labelled) // _TRIPLET_POINTS, 1)
-    chosen = labelled[::step][:_TRIPLET_POINTS]
-    return inter_class_loss(descriptors[chosen], group[chosen])
 
 
 def _intra_class(

@@ -26,6 +26,8 @@ UNKNOWN = -1
 # What a query without any reliability costs (R2D2, section 3.3), so that giving up is possible
 # but not free.
 _AP_OF_UNRELIABLE = 0.5
+# Points whose classes are compared at once: all triplets of them are formed.
+_TRIPLET_POINTS = 256
 _TINY = 1e-12
 
 
@@ -91,6 +93,18 @@ def inter_class_loss(descriptors: Tensor, labels: Tensor, margin: float = 1.0) -
     has_any = num_triplets > 0
     anchors = excess.sum(1)[has_any] / num_triplets[has_any]
     return anchors.sum() / has_any.sum().clamp(min=1)
+
+
+def inter_class_loss_of_some(descriptors: Tensor, labels: Tensor) -> Tensor:
+    """Equation 2 on at most 256 of the labelled points, evenly of all views of a batch.
+
+    :param descriptors: (N, D) unit length.
+    :param labels: (N,) class of each, :data:`UNKNOWN` for none.
+    """
+    labelled = torch.nonzero(labels != UNKNOWN)[:, 0]
+    step = max(len(labelled) // _TRIPLET_POINTS, 1)
+    chosen = labelled[::step][:_TRIPLET_POINTS]
+    return inter_class_loss(descriptors[chosen], labels[chosen])
 
 
 def average_precision(
@@ -168,6 +182,37 @@ def class_candidates(
     return everything, is_positive & is_used, is_used
 
 
+def point_candidates(
+    descriptors: Tensor,
+    other_descriptors: Tensor,
+    partner: Tensor,
+    labels: Tensor,
+    other_labels: Tensor,
+    other_xy: Tensor,
+    *,
+    apart_px: float = 3.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Candidates of points among the points of another view, of their own class only.
+
+    What :func:`class_candidates` is for maps. Right is the partner; wrong is every point of the
+    class that is not near the partner, for one near it may be the same place found twice.
+
+    :param descriptors: (N, D) unit length, the queries; likewise (M, D) of the other view.
+    :param partner: (N,) the other view's point of each, or -1.
+    :param labels: (N,) their classes, :data:`UNKNOWN` for none; likewise (M,) of the other view.
+    :param other_xy: (M, 2) pixels.
+    :param apart_px: pixels from the partner up to which a point counts neither way.
+    :returns: similarity, is_positive and is_used (N, M), for :func:`average_precision`. A query
+        of unknown class, without partner, or with one of another class, has none in use.
+    """
+    at = partner.clamp(min=0)
+    is_query = (partner >= 0) & (labels != UNKNOWN) & (other_labels[at] == labels)
+    is_same = (labels[:, None] == other_labels) & is_query[:, None]
+    is_partner = torch.arange(len(other_xy), device=partner.device) == partner[:, None]
+    is_far = torch.linalg.vector_norm(other_xy[at][:, None] - other_xy, dim=2) > apart_px
+    return descriptors @ other_descriptors.T, is_same & is_partner, is_same & (is_partner | is_far)
+
+
 def intra_class_loss(precision: Tensor, reliability: Tensor, labels: Tensor) -> Tensor:
     """Equation 3: 1 - AP, weighted by reliability, averaged in each class, then over classes.
 
@@ -178,6 +223,31 @@ def intra_class_loss(precision: Tensor, reliability: Tensor, labels: Tensor) -> 
     :param labels: (N,) classes; :data:`UNKNOWN` for queries that do not count.
     """
     cost = 1 - (reliability * precision + (1 - reliability) * _AP_OF_UNRELIABLE)
+    return _mean_of_classes(cost, labels)
+
+
+def intra_class_triplet_loss(
+    similarity: Tensor, is_positive: Tensor, is_used: Tensor, labels: Tensor, margin: float = 1.0
+) -> Tensor:
+    """What equation 3 is compared with in Table 6: triplets with a hard margin within a class.
+
+    max(0, |x_i - x_p| - |x_i - x_n| + m) of a query i, its partner p and a wrong candidate n,
+    averaged over all n, then in each class, then over classes as equation 3. The paper tunes m
+    and does not say to what; this is the one that it gives for equation 2.
+
+    :param similarity: (N, M) of unit descriptors, with the masks of :func:`point_candidates`.
+    :param labels: (N,) classes. Queries without a right and a wrong candidate do not count.
+    """
+    distance = (2 - 2 * similarity).clamp(min=_TINY).sqrt()
+    is_negative = is_used & ~is_positive
+    matched = (distance * is_positive).sum(1, keepdim=True)
+    excess = (matched - distance + margin).clamp(min=0) * is_negative
+    cost = excess.sum(1) / is_negative.sum(1).clamp(min=1)
+    counts = is_positive.any(1) & is_negative.any(1)
+    return _mean_of_classes(cost, torch.where(counts, labels, UNKNOWN))
+
+
+def _mean_of_classes(cost: Tensor, labels: Tensor) -> Tensor:
     classes = torch.unique(labels[labels != UNKNOWN])
     means = [cost[labels == each].mean() for each in classes]
     return torch.stack(means).mean() if means else (cost * 0).sum()
@@ -189,8 +259,8 @@ def consistency_loss(features: Sequence[Tensor], targets: Sequence[Tensor]) -> T
     The teacher's second map is coarser than ours, which the paper does not mention: ours is
     resized to the nearest cells, as in the published code.
 
-    :param features: two maps (B, C_i, h_i, w_i), ``Sfd2Maps.features``.
-    :param targets: two maps of the teacher with as many channels.
+    :param features: maps (B, C_i, h_i, w_i), ``Sfd2Maps.features``, which are two.
+    :param targets: as many maps of the teacher, with as many channels.
     """
     apart = [
         (functional.interpolate(ours, target.shape[2:], mode='nearest') - target).abs().mean()
