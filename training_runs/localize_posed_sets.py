@@ -25,7 +25,7 @@ from feat_ros.extractors import create_extractor
 from feat_ros.feature_bench.localization import LIGHT, localize_sets, PosedSet, read_posed_set
 
 _FOLDERS = ('fountain_p11', 'kitti_seq1', 'lund_door')
-_OPTIONS = {'max_keypoints': 2048, 'max_image_size': 1024}
+OPTIONS = {'max_keypoints': 2048, 'max_image_size': 1024}
 _LIMITS = ((0.05, 5.0), (0.25, 2.0))
 
 
@@ -36,20 +36,25 @@ def main() -> None:
     parser.add_argument('--weights', action='append', default=[], metavar='NETWORK=FILE')
     parser.add_argument('--json', type=Path)
     args = parser.parse_args()
-    makers: dict[str, Any] = {'sift': lambda: create_extractor('sift', **_OPTIONS)}
+    makers: dict[str, Any] = {'sift': lambda: create_extractor('sift', **OPTIONS)}
     for word in args.weights:
         network, _, path = word.partition('=')
-        makers[word] = partial(create_extractor, network, runtime='torch', model=path, **_OPTIONS)
+        makers[word] = partial(create_extractor, network, runtime='torch', model=path, **OPTIONS)
     found: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         work = Path(folder)
-        sets = [read_posed_set(args.data / name) for name in _FOLDERS]
-        sets.append(bag_set(args.data / 'fr1_rpy' / 'bag_db3', work / 'fr1'))
+        sets = posed_sets(args.data, work / 'fr1')
         for number, (name, make) in enumerate(makers.items()):
             (work / str(number)).mkdir()
             found[name] = show(name, localize_sets(sets, make, work / str(number)))
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=1), encoding='utf-8')
+
+
+def posed_sets(data: Path, folder: Path) -> list[PosedSet]:
+    """Return the sets of a data folder; the pictures of its bag are written to ``folder``."""
+    sets = [read_posed_set(data / name) for name in _FOLDERS]
+    return [*sets, bag_set(data / 'fr1_rpy' / 'bag_db3', folder)]
 
 
 def bag_set(path: Path, folder: Path) -> PosedSet:
