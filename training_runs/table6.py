@@ -186,7 +186,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         },
         'share of matches within 3 px': {'Oxford': lambda row: row['mma_3px']},
     }
-    figure = Figure(figsize=(12, 3.2), layout='constrained')
+    figure = Figure(figsize=(12, 3.4), layout='constrained')
     for axes, (name, series) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for label, value in series.items():
             at = [titles.index(row['row']) for row in rows]
@@ -194,7 +194,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(title=name, yticks=range(len(titles)), yticklabels=titles)
         axes.set_ylim(len(titles) - 0.5, -0.5)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncol=2, loc='upper center', bbox_to_anchor=(0.5, -0.1))
     figure.savefig(path, dpi=100)
 
 
