@@ -29,6 +29,8 @@ _GATE = 13.816
 _SCALE_QUANTILE, _CHI2_2_QUANTILE = 0.25, 0.5754
 # Degrees of freedom that the predicted noise counts for beside the residuals of one image.
 _NOISE_PRIOR_DOF = 20.0
+# Standard deviations of a keypoint up to which hypotheses are judged, in turns.
+_RANSAC_SIGMAS = (16.0, 8.0, 4.0)
 # An image is divided into so many cells across and down, within which errors are alike.
 _CELLS = 4
 _MAX_NOISE_SCALE = 16.0
@@ -115,20 +117,29 @@ def solve_rig_pnp(rig: Rig, config: PnpConfig) -> PnpSolution | None:
     """Find the pose of a body with several cameras that most matches of all of them agree with.
 
     Each camera proposes what its own matches agree with, all matches judge the proposals, and the
-    best is refined on all of them (generalised PnP, with hypotheses of one camera each).
+    best is refined on all of them (generalised PnP, with hypotheses of one camera each). This is
+    done with limits from wide to narrow, and the refined pose that costs least is taken: a turn
+    that makes up for a step to the side is nearly as good as the truth, and refinement does not
+    get from one to the other.
 
     :returns: ``cam_from_map`` of the body, inliers in the order of the cameras; None if no pose.
     """
-    starts = [
-        cam_from_rig.inverse() @ cam_from_map
-        for cam_from_rig, observations in rig
-        if (cam_from_map := _ransac(observations, config)) is not None
-    ]
-    if not starts:
-        return None
-    if len(starts) > 1:
-        starts.sort(key=lambda start: _joint_cost(rig, start, config))
-    return refine_rig_pose(rig, starts[0], config)
+    solutions = []
+    for sigmas in _RANSAC_SIGMAS:
+        starts = [
+            cam_from_rig.inverse() @ cam_from_map
+            for cam_from_rig, observations in rig
+            if (cam_from_map := _ransac(observations, sigmas, config)) is not None
+        ]
+        if len(starts) > 1:
+            starts.sort(key=lambda start: _joint_cost(rig, start, _MAX_NOISE_SCALE, config))
+        if starts and (solution := refine_rig_pose(rig, starts[0], config)) is not None:
+            solutions.append(solution)
+    return min(
+        solutions,
+        key=lambda solution: _joint_cost(rig, solution.cam_from_map, 1.0, config),
+        default=None,
+    )
 
 
 def refine_pose(
@@ -232,13 +243,13 @@ def _cost(squared: Float, scale: float) -> float:
     return float(np.minimum(squared, _GATE * scale).sum())
 
 
-def _joint_cost(rig: Rig, cam_from_map: Rigid3d, config: PnpConfig) -> float:
-    """What a proposal costs all cameras."""
+def _joint_cost(rig: Rig, cam_from_map: Rigid3d, scale: float, config: PnpConfig) -> float:
+    """What a pose costs all cameras."""
     total = 0.0
     for part in rig:
         error, slope = _project([part], cam_from_map)
         whitener = _whitener(part[1].pixel_sigma, part[1].point_covariance, slope)
-        total += _cost(_whiten(whitener, error, config)[1], _MAX_NOISE_SCALE)
+        total += _cost(_whiten(whitener, error, config)[1], scale)
     return total
 
 
@@ -302,7 +313,7 @@ def _whitener(pixel_sigma: Float, point_covariance: Float, slope: Float) -> Floa
     return out
 
 
-def _ransac(observations: Observations, config: PnpConfig) -> Rigid3d | None:
+def _ransac(observations: Observations, sigmas: float, config: PnpConfig) -> Rigid3d | None:
     """Best pose by P3P and MSAC on the plane z = 1 of the camera."""
     rays = observations.camera.unproject(observations.pixels)
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -315,7 +326,8 @@ def _ransac(observations: Observations, config: PnpConfig) -> Rigid3d | None:
     # Centred, since the solver's sums lose digits far from the origin (UTM coordinates).
     middle = np.median(points, axis=0)
     options = cv2.UsacParams()
-    options.threshold = config.max_error_px
+    usual = sigmas * float(np.median(observations.pixel_sigma[usable]))
+    options.threshold = min(config.max_error_px, usual)
     options.maxIterations = config.max_iterations
     options.confidence = config.confidence
     options.score = cv2.SCORE_METHOD_MSAC

@@ -33,8 +33,8 @@ _UNKNOWN_SIGMA = 1e3
 # large they usually are: a third of the matches may be wrong.
 _QUARTER, _CHI2_2_QUARTER, _CHI2_2_999 = 0.25, 0.575, 13.8
 # How often observations that do not agree are left out, and the least noise that they are held
-# against, relative to the predicted variance.
-_ROUNDS, _LEAST_SCALE = 3, 0.1
+# against, relative to the predicted variance: leaving out makes what is left look better.
+_ROUNDS, _LEAST_SCALE = 3, 0.7
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,9 @@ def _agreeing(
     quarter = float(np.quantile(squared[is_judge], _QUARTER)) / _CHI2_2_QUARTER
     scale = max(quarter / share, _LEAST_SCALE)
     kept = squared <= _CHI2_2_999 * scale
-    kept &= np.bincount(points[kept], minlength=len(xyz))[points] >= 2
+    # Any two agree: of a point that lost some, three that do are needed.
+    left = np.bincount(points[kept], minlength=len(xyz))
+    kept &= ((left == counts) | (left >= 3))[points]
     ends = np.cumsum([len(points) for points, _ in observed])[:-1]
     return [
         (rows[0][keep], rows[1][keep])
