@@ -10,7 +10,7 @@ and map points; refinement and covariance are ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -31,6 +31,9 @@ _SCALE_QUANTILE, _CHI2_2_QUANTILE = 0.25, 0.5754
 _NOISE_PRIOR_DOF = 20.0
 # Standard deviations of a keypoint up to which hypotheses are judged, in turns.
 _RANSAC_SIGMAS = (16.0, 8.0, 4.0)
+# Hypotheses of all limits but the first, and what a proposal may cost beside the first's to be
+# refined.
+_FEW_ITERATIONS, _NOT_WORTH = 300, 1.05
 # An image is divided into so many cells across and down, within which errors are alike.
 _CELLS = 4
 _MAX_NOISE_SCALE = 16.0
@@ -124,17 +127,26 @@ def solve_rig_pnp(rig: Rig, config: PnpConfig) -> PnpSolution | None:
 
     :returns: ``cam_from_map`` of the body, inliers in the order of the cameras; None if no pose.
     """
-    solutions = []
+    solutions: list[PnpSolution] = []
+    most = np.inf
     for sigmas in _RANSAC_SIGMAS:
+        options = config
+        if solutions:
+            # Few tries: two poses that cost the same agree with many matches.
+            few = min(_FEW_ITERATIONS, config.max_iterations)
+            options = replace(config, max_iterations=few)
         starts = [
             cam_from_rig.inverse() @ cam_from_map
             for cam_from_rig, observations in rig
-            if (cam_from_map := _ransac(observations, sigmas, config)) is not None
+            if (cam_from_map := _ransac(observations, sigmas, options)) is not None
         ]
-        if len(starts) > 1:
-            starts.sort(key=lambda start: _joint_cost(rig, start, _MAX_NOISE_SCALE, config))
-        if starts and (solution := refine_rig_pose(rig, starts[0], config)) is not None:
+        costs = [_joint_cost(rig, start, _MAX_NOISE_SCALE, config) for start in starts]
+        if not starts or min(costs) > most:
+            continue
+        best = starts[int(np.argmin(costs))]
+        if (solution := refine_rig_pose(rig, best, config)) is not None:
             solutions.append(solution)
+            most = min(most, _NOT_WORTH * min(costs))
     return min(
         solutions,
         key=lambda solution: _joint_cost(rig, solution.cam_from_map, 1.0, config),
