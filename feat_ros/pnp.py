@@ -127,14 +127,12 @@ def solve_rig_pnp(rig: Rig, config: PnpConfig) -> PnpSolution | None:
 
     :returns: ``cam_from_map`` of the body, inliers in the order of the cameras; None if no pose.
     """
+    # Two poses that cost the same agree with many matches: to find the other takes few tries.
+    few = replace(config, max_iterations=min(_FEW_ITERATIONS, config.max_iterations))
     solutions: list[PnpSolution] = []
     most = np.inf
     for sigmas in _RANSAC_SIGMAS:
-        options = config
-        if solutions:
-            # Few tries: two poses that cost the same agree with many matches.
-            few = min(_FEW_ITERATIONS, config.max_iterations)
-            options = replace(config, max_iterations=few)
+        options = few if solutions else config
         starts = [
             cam_from_rig.inverse() @ cam_from_map
             for cam_from_rig, observations in rig
@@ -206,8 +204,9 @@ def refine_rig_pose(rig: Rig, cam_from_map: Rigid3d, config: PnpConfig) -> PnpSo
         return None
     freedom = 2 * len(inliers) - 6
     noise = (_NOISE_PRIOR_DOF + squared[inliers].sum()) / (_NOISE_PRIOR_DOF + freedom)
-    by_pose = design.reshape(-1, 2, 6)
-    covariance = _pose_covariance(by_pose, whitened[inliers], _cells(rig)[inliers], float(noise))
+    covariance = _pose_covariance(
+        design, information, whitened[inliers], _cells(rig)[inliers], float(noise)
+    )
     return PnpSolution(cam_from_map, covariance, inliers, float(noise))
 
 
@@ -223,7 +222,7 @@ def _cells(rig: Rig) -> npt.NDArray[np.intp]:
 
 
 def _pose_covariance(
-    design: Float, whitened: Float, cell: npt.NDArray[np.intp], noise: float
+    design: Float, information: Float, whitened: Float, cell: npt.NDArray[np.intp], noise: float
 ) -> Float:
     """Return the covariance (6, 6) of least squares whose errors are alike within a cell.
 
@@ -233,21 +232,22 @@ def _pose_covariance(
     what the fit takes out of them. Cluster-robust covariance (Liang and Zeger, "Longitudinal data
     analysis using generalized linear models", 1986) with one rho for all cells.
 
-    :param design: (N, 2, 6); with ``whitened`` (N, 2) residuals and ``cell`` (N,).
+    :param design: J (2N, 6) and ``information`` J^T J; with ``whitened`` (N, 2) residuals and
+        ``cell`` (N,).
     :param noise: variance of the residuals.
     """
-    rows = design.reshape(-1, 6)
-    inverse = np.linalg.inv(rows.T @ rows)
+    inverse = np.linalg.inv(information)
     _, cell, counts = np.unique(cell, return_inverse=True, return_counts=True)
     sums, designs = np.zeros((len(counts), 2)), np.zeros((len(counts), 2, 6))
     np.add.at(sums, cell, whitened)
-    np.add.at(designs, cell, design)
+    np.add.at(designs, cell, design.reshape(-1, 2, 6))
     together = designs.reshape(-1, 6)
-    fitted = np.trace(inverse @ (together.T @ together)) - 6
+    of_cells = together.T @ together
+    fitted = np.trace(inverse @ of_cells) - 6
     products = (sums**2).sum() - (whitened**2).sum() + noise * fitted
     pairs = 2 * (counts * (counts - 1)).sum()
     rho = max(0.0, float(products / (noise * max(pairs, 1))))
-    spread = (1 - rho) * inverse + rho * inverse @ (together.T @ together) @ inverse
+    spread = (1 - rho) * inverse + rho * inverse @ of_cells @ inverse
     return np.asarray(noise * spread)
 
 

@@ -191,9 +191,8 @@ def _leave_out_of(
     :param is_seen: (P,) points that stay.
     """
     left_out = [
-        keypoint
+        keypoints[is_seen[points] & ~np.isin(keypoints, rows)]
         for (points, keypoints), (_, rows) in zip(tracked, kept, strict=True)
-        for keypoint in [keypoints[is_seen[points] & ~np.isin(keypoints, rows)]]
     ]
     if is_seen.all() and not any(len(keypoints) for keypoints in left_out):
         return

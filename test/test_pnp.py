@@ -226,6 +226,7 @@ def covariance_of_errors(observations: Observations, cam_from_map: Rigid3d) -> F
 
 def test_covariance_agrees_with_finite_differences() -> None:
     """The inverse of the sum of J^T C^-1 J, J by moving the camera along and about each axis."""
+    apart = []
     for seed in range(5):
         _, observations = simulate(np.random.default_rng(seed), DISTORTED, 50, 0.2)
         solution = solved(observations)
@@ -241,10 +242,10 @@ def test_covariance_agrees_with_finite_differences() -> None:
             whitener @ jacobian, whitener, used, solution.cam_from_map, solution.noise_scale
         )
         sigma = np.sqrt(np.diag(expected))
-        assert_allclose(
-            solution.covariance / np.outer(sigma, sigma), expected / np.outer(sigma, sigma),
-            atol=1e-2,
-        )  # fmt: skip
+        apart.append((np.abs(solution.covariance - expected) / np.outer(sigma, sigma)).max())
+    # The solver's are those before its last step, which is seldom one that can be seen.
+    assert np.median(apart) < 1e-5
+    assert max(apart) < 5e-3
 
 
 def covariance_by_pairs(
