@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -220,6 +221,7 @@ def _to_onnx(network: Any, multiple: int, size_wh: tuple[int, int] | None) -> An
     model = _without_traces(program.model_proto)
     _lower_opset(model)
     replace_whole_number_operators(model)
+    _join_convolutions(model)
     _widen_groups(model)
     halve_constants(model)
     onnx.checker.check_model(model, full_check=True)
@@ -256,6 +258,47 @@ def _lower_opset(model: Any) -> None:
     model.opset_import.append(onnx.helper.make_opsetid('', OPSET))
 
 
+def _join_convolutions(model: Any) -> None:
+    """Make one convolution of one and a 1x1 convolution that follows with nothing between."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    arrays = {
+        name: onnx.numpy_helper.to_array(tensor).astype(np.float64)
+        for name, tensor in constants.items()
+    }
+    used = Counter(name for node in model.graph.node for name in node.input)
+    used.update(output.name for output in model.graph.output)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    for second in list(model.graph.node):
+        first = made_by.get(second.input[0]) if second.op_type == 'Conv' else None
+        if first is None or first.op_type != 'Conv' or used[first.output[0]] > 1:
+            continue
+        names = [*first.input[1:], *second.input[1:]]
+        groups = [a.i for node in (first, second) for a in node.attribute if a.name == 'group']
+        if len(names) != 4 or any(used[name] > 1 or name not in arrays for name in names):
+            continue
+        inner, inner_bias, outer, outer_bias = (arrays[name] for name in names)
+        if any(group != 1 for group in groups) or outer.shape[2:] != (1, 1):
+            continue
+        # Padding stays right: what lies beyond the border is only the first one's concern.
+        joined = (
+            np.einsum('oi,ijyx->ojyx', outer[:, :, 0, 0], inner),
+            outer[:, :, 0, 0] @ inner_bias + outer_bias,
+        )
+        for name, array in zip(names[:2], joined, strict=True):
+            kind = onnx.helper.tensor_dtype_to_np_dtype(constants[name].data_type)
+            constants[name].CopyFrom(onnx.numpy_helper.from_array(array.astype(kind), name))
+        for name in names[2:]:
+            model.graph.initializer.remove(constants[name])
+        first.output[0] = second.output[0]
+        model.graph.node.remove(second)
+        _forget_shapes(model, {*names, second.input[0]})
+
+
+def _forget_shapes(model: Any, names: Iterable[str]) -> None:
+    for value in [each for each in model.graph.value_info if each.name in names]:
+        model.graph.value_info.remove(value)
+
+
 def _widen_groups(model: Any) -> None:
     """Join groups of a convolution until they have 16 channels, with zeros between them.
 
@@ -279,9 +322,7 @@ def _widen_groups(model: Any) -> None:
             wide[row, first : first + inputs] = weights[row]
         group.i //= joined
         constants[node.input[1]].CopyFrom(onnx.numpy_helper.from_array(wide, node.input[1]))
-        shapes = [each for each in model.graph.value_info if each.name != node.input[1]]
-        del model.graph.value_info[:]
-        model.graph.value_info.extend(shapes)
+        _forget_shapes(model, {node.input[1]})
 
 
 def halve_constants(model: Any) -> None:
