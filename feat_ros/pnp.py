@@ -56,6 +56,12 @@ class PnpConfig(Config):
     confidence: float = option(
         0.9999, 'probability of having drawn one sample without outliers', minimum=0.5, maximum=1.0
     )
+    correlation: float = option(
+        0.1,
+        'least correlation of the errors of inliers in the same sixteenth of an image',
+        minimum=0.0,
+        maximum=1.0,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +211,9 @@ def refine_rig_pose(rig: Rig, cam_from_map: Rigid3d, config: PnpConfig) -> PnpSo
     freedom = 2 * len(inliers) - 6
     noise = (_NOISE_PRIOR_DOF + squared[inliers].sum()) / (_NOISE_PRIOR_DOF + freedom)
     covariance = _pose_covariance(
-        design, information, whitened[inliers], _cells(rig)[inliers], float(noise)
-    )
+        design, information, whitened[inliers], _cells(rig)[inliers], float(noise),
+        config.correlation,
+    )  # fmt: skip
     return PnpSolution(cam_from_map, covariance, inliers, float(noise))
 
 
@@ -222,14 +229,17 @@ def _cells(rig: Rig) -> npt.NDArray[np.intp]:
 
 
 def _pose_covariance(
-    design: Float, information: Float, whitened: Float, cell: npt.NDArray[np.intp], noise: float
-) -> Float:
+    design: Float, information: Float, whitened: Float, cell: npt.NDArray[np.intp], noise: float,
+    least_rho: float,
+) -> Float:  # fmt: skip
     """Return the covariance (6, 6) of least squares whose errors are alike within a cell.
 
     Keypoints beside each other are of one surface in one light: what moves one moves the others,
     and a hundred of them do not tell ten times as much as one. Errors within a cell have the
     correlation rho, estimated from the residuals: the mean product of two of them, corrected for
-    what the fit takes out of them. Cluster-robust covariance (Liang and Zeger, "Longitudinal data
+    what the fit takes out of them. What is alike across the whole image (shadows have moved, all
+    is seen from the other side) looks like another pose, and no residual shows it: so rho is
+    never below ``least_rho``. Cluster-robust covariance (Liang and Zeger, "Longitudinal data
     analysis using generalized linear models", 1986) with one rho for all cells.
 
     :param design: J (2N, 6) and ``information`` J^T J; with ``whitened`` (N, 2) residuals and
@@ -246,7 +256,7 @@ def _pose_covariance(
     fitted = np.trace(inverse @ of_cells) - 6
     products = (sums**2).sum() - (whitened**2).sum() + noise * fitted
     pairs = 2 * (counts * (counts - 1)).sum()
-    rho = max(0.0, float(products / (noise * max(pairs, 1))))
+    rho = max(least_rho, float(products / (noise * max(pairs, 1))))
     spread = (1 - rho) * inverse + rho * inverse @ of_cells @ inverse
     return np.asarray(noise * spread)
 

@@ -369,7 +369,7 @@ def test_a_pose_that_is_not_certain_enough(
     for config in (position, rotation):
         result = refused(Localizer(room_map, extractor, config=config).localize(query, CAMERA))
         assert result.reason is FailureReason.COVARIANCE_TOO_LARGE
-        assert 'standard deviation of 0.000' in result.detail
+        assert 'standard deviation of 0.00' in result.detail
         assert result.num_inliers > 300
     # Metres mean nothing where the scale is unknown; degrees do.
     unknown = changed_map(room_map, tmp_path / 'unknown', scale='unknown')

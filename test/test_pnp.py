@@ -45,6 +45,8 @@ CAMERAS = {
     ),
     'OPENCV_FISHEYE': WIDE,
 }
+# As the errors of most simulations here are.
+INDEPENDENT = PnpConfig(correlation=0)
 ALL = pytest.mark.parametrize('camera', CAMERAS.values(), ids=CAMERAS)
 
 
@@ -98,7 +100,7 @@ def _seen(rng: np.random.Generator, camera: Camera, count: int) -> tuple[Float, 
 
 
 def solved(observations: Observations, config: PnpConfig | None = None) -> PnpSolution:
-    solution = solve_pnp(observations, config or PnpConfig())
+    solution = solve_pnp(observations, config or INDEPENDENT)
     assert solution is not None
     return solution
 
@@ -279,6 +281,23 @@ def test_errors_that_are_alike_within_a_region_are_no_more_certain() -> None:
 
     # 6 is honest; as if all errors were independent it would be above 60.
     assert np.median(squared) < 12
+
+
+@pytest.mark.parametrize('inliers', [30, 300])
+def test_covariance_expects_a_correlation_that_no_residual_shows(inliers: int) -> None:
+    rng = np.random.default_rng(11)
+    rho, squared, alone = PnpConfig().correlation, [], []
+    for _ in range(300):
+        truth, exact = simulate(rng, DISTORTED, inliers, pixel_sigma=1e-9, point_sigma=0)
+        column, row = np.clip((exact.pixels / DISTORTED.size_wh * 4).astype(int), 0, 3).T
+        own, of_cell = rng.normal(size=(inliers, 2)), rng.normal(size=(16, 2))
+        error = np.sqrt(1 - rho) * own + np.sqrt(rho) * of_cell[row * 4 + column]
+        pixels, sigma = exact.pixels + error, np.ones(inliers)
+        observations = replace(exact, pixels=pixels, pixel_sigma=sigma)
+        squared.append(squared_error(solved(observations, PnpConfig()), truth))
+        alone.append(squared_error(solved(observations), truth))
+    assert np.mean(squared) == pytest.approx(6, abs=0.7)
+    assert np.mean(alone) > np.mean(squared)
 
 
 @pytest.mark.parametrize('point_sigma', [0.0, 0.01])
