@@ -612,3 +612,30 @@ def test_the_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture
     assert 5 < len(features) <= 50
     assert main(['train', 'weights', '--run', str(tmp_path), '--out', str(out)]) == 1
     assert 'last.npz does not exist' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('system', 'options'),
+    [('hynet_base', {'norm': 'batch'}), ('samfeat_base', {'guided': False})],
+)
+def test_weights_of_what_a_network_is_compared_with(
+    tmp_path: Path, photos: Path, system: str, options: dict[str, Any]
+) -> None:
+    config, run, out = tmp_path / 'base.json', str(tmp_path / 'run'), tmp_path / 'base.npz'
+    small: dict[str, Any] = {
+        'photos': [str(photos)], 'holdout_every': 4, 'steps': 1, 'workers': 0,
+        'pair': {'pairs': 1, 'size': 64, 'points': 20},
+    }  # fmt: skip
+    if system == 'samfeat_base':
+        small |= dict.fromkeys(('distillation', 'grouping', 'edge'), 0.0)
+    config.write_text(json.dumps(small))
+    assert main(['train', system, '--config', str(config), '--out', run]) == 0
+    assert main(['train', 'weights', '--run', run, '--out', str(out)]) == 0
+    network = system.removesuffix('_base')
+    weights = load_weights(out, network)
+    assert weights.sha256 == load_weights(Path(run) / 'weights_last.npz', network).sha256
+    assert weights.options.items() >= options.items()
+    features = create_extractor(network, max_keypoints=20, runtime='torch', model=str(out))(
+        textured(64, 96, 1)
+    )
+    assert len(features) > 5

@@ -169,6 +169,7 @@ class Run:
     def _write_manifest(self) -> None:
         manifest = {
             'network': self.system.network,
+            'options': dict(self.system.options),
             'feat_ros': version('feat_ros'),
             'python': platform.python_version(),
             'torch': torch.__version__,
@@ -375,7 +376,9 @@ def _weights(system: System, arrays: checkpoint.Arrays, step: int, folder: Path)
         'data_sha256': hashlib.sha256(json.dumps(data['training']).encode()).hexdigest(),
         'town': data['town'],
     }
-    return Weights(system.network, learned, dict(system.options), provenance)
+    # Where none are written the run is an old one, of a network that only one system trains.
+    options = data.get('options', dict(system.options))
+    return Weights(system.network, learned, options, provenance)
 
 
 def _start_worker(_: int) -> None:
