@@ -284,7 +284,7 @@ class Sfd2Lite(nn.Module):
     size_multiple = _MULTIPLE
     published_options: Mapping[str, Any] = {}
 
-    def __init__(self, max_keypoints: int = 2048, stability_exponent: float = 1.5) -> None:
+    def __init__(self, max_keypoints: int = 2048, stability_exponent: float = 3.0) -> None:
         super().__init__()
         self.max_keypoints = max_keypoints
         self.stability_exponent = stability_exponent
