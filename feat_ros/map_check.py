@@ -101,15 +101,18 @@ def _place(
     config = LocalizerConfig()
     count, sigma_m, sigma_deg = share * len(points), np.inf, np.inf
     if len(points) >= config.min_inliers:
-        xyz, covariance = sfm_map.points(points)
+        # As many as would be matched: errors of points beside each other are alike, so that the
+        # covariance of all of them cannot be scaled.
+        matched = np.linspace(0, len(points) - 1, max(round(count), config.min_inliers))
+        xyz, covariance = sfm_map.points(points[matched.round().astype(int)])
         cam_from_map = map_from_cam.inverse()
         pixels = camera.project(cam_from_map.apply(xyz))
-        sigma = np.full(len(points), _PIXEL_SIGMA)
+        sigma = np.full(len(xyz), _PIXEL_SIGMA)
         exact = Observations(camera, pixels, xyz, sigma, covariance)
         solution = refine_pose(exact, cam_from_map, config.pnp)
         if solution is not None:
-            # Of the matches, not of all visible points; and as noisy as predicted.
-            noise = solution.covariance / solution.noise_scale / share
+            # As noisy as predicted.
+            noise = solution.covariance / solution.noise_scale
             sigma_m = float(np.sqrt(np.linalg.eigvalsh(noise[:3, :3])[-1]))
             sigma_deg = float(np.degrees(np.sqrt(np.linalg.eigvalsh(noise[3:, 3:])[-1])))
     is_metric = sfm_map.manifest.scale == 'metric'
