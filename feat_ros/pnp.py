@@ -256,7 +256,7 @@ def _pose_covariance(
     fitted = np.trace(inverse @ of_cells) - 6
     products = (sums**2).sum() - (whitened**2).sum() + noise * fitted
     pairs = 2 * (counts * (counts - 1)).sum()
-    rho = max(least_rho, float(products / (noise * max(pairs, 1))))
+    rho = min(1.0, max(least_rho, float(products / (noise * max(pairs, 1)))))
     spread = (1 - rho) * inverse + rho * inverse @ of_cells @ inverse
     return np.asarray(noise * spread)
 

@@ -17,6 +17,7 @@ from feat_ros.errors import ConfigError
 from feat_ros.geometry import Rigid3d, so3_exp
 from feat_ros.localizer import chance_inliers
 from feat_ros.pnp import (
+    _pose_covariance,
     Observations,
     PnpConfig,
     PnpSolution,
@@ -262,7 +263,7 @@ def covariance_by_pairs(
     pairs = [(i, j) for i in range(count) for j in range(count) if i != j and cell[i] == cell[j]]
     alike = sum(residual[i] @ residual[j] for i, j in pairs)
     fitted = sum(np.trace(design[i] @ inverse @ design[j].T) for i, j in pairs)
-    rho = max(0.0, (alike + noise * fitted) / (2 * noise * len(pairs)))
+    rho = min(1.0, max(0.0, (alike + noise * fitted) / (2 * noise * len(pairs))))
     middle = np.einsum('nij,nik->jk', design, design)
     middle = middle + rho * sum(design[i].T @ design[j] for i, j in pairs)
     return np.asarray(noise * inverse @ middle @ inverse)
@@ -281,6 +282,16 @@ def test_errors_that_are_alike_within_a_region_are_no_more_certain() -> None:
 
     # 6 is honest; as if all errors were independent it would be above 60.
     assert np.median(squared) < 12
+
+
+def test_one_pair_that_is_alike_is_no_more_than_the_same() -> None:
+    """Two of twelve keypoints share a cell, and an error that no correlation explains."""
+    for seed in range(200):
+        design = np.random.default_rng(seed).normal(size=(24, 6))
+        whitened, cell = np.zeros((12, 2)), np.arange(12)
+        whitened[-2:], cell[-1] = 3.0, cell[-2]
+        covariance = _pose_covariance(design, design.T @ design, whitened, cell, 1.0, 0.1)
+        assert np.linalg.eigvalsh(covariance)[0] > 0
 
 
 @pytest.mark.parametrize('inliers', [30, 300])
