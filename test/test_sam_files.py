@@ -303,6 +303,7 @@ def test_what_is_not_known_is_not_distilled() -> None:
     )
     known = torch.tensor(rng.random((3, 1, 2, 3)) < 0.6)
     known[1] = False
+    attention[~known] = 6.0  # where nothing is known may be what is attended most
     assert known[0].sum() > 1 < known[2].sum() and not known[0].all()
     total = 0.0
     for b in (0, 2):

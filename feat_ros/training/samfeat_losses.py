@@ -34,13 +34,16 @@ def distillation_loss(
     flat = attention.flatten(1)
     # Attention has no bound: the largest weight of an image is 1, which changes no share.
     product = flat[:, :, None] * flat[:, None]
-    weight = (product - product.amax((1, 2), keepdim=True)).exp()
     apart = (relations(teacher) - relations(student)).abs()
     if is_known is None:
+        weight = (product - product.amax((1, 2), keepdim=True)).exp()
         return ((apart * weight).sum((1, 2)) / weight.sum((1, 2))).mean()
     seen = is_known.flatten(1)
-    weight = weight * (seen[:, :, None] & seen[:, None])
-    # That of a place to itself is one at least.
+    both = seen[:, :, None] & seen[:, None]
+    # The largest of what is known: one of an unknown place would make all others vanish.
+    product = product.masked_fill(~both, -1e9)
+    weight = (product - product.amax((1, 2), keepdim=True)).exp() * both
+    # It is one at least where anything is known.
     mean = (apart * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
     return mean.sum() / seen.any(1).sum().clamp(min=1)
 
