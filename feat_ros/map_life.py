@@ -145,7 +145,7 @@ def merge_maps(out: str | Path, maps: Sequence[SfmMap], note: JsonDict | None = 
     first, *others = maps
     with _new_map(Path(out)) as partial:
         with writing(partial):
-            shutil.copytree(first.path, partial, copy_function=_copy, dirs_exist_ok=True)
+            shutil.copytree(first.path, partial, copy_function=copy_file, dirs_exist_ok=True)
         for other in others:
             write_manifest(partial, _append(partial, SfmMap(partial), other, note or {}))
     return SfmMap(out)
@@ -177,11 +177,11 @@ def _append(folder: Path, sfm_map: SfmMap, other: SfmMap, note: JsonDict) -> Man
         name = f'segment-{number:04}'
         with writing(folder):
             shutil.rmtree(folder / name, ignore_errors=True)
-            shutil.copytree(other.path / entry['name'], folder / name, copy_function=_copy)
+            shutil.copytree(other.path / entry['name'], folder / name, copy_function=copy_file)
             if (other.path / 'sfm').is_dir() and number == len(ours.segments):
                 target = folder / 'sfm' / name
                 shutil.copytree(
-                    other.path / 'sfm', target, copy_function=_copy, dirs_exist_ok=True
+                    other.path / 'sfm', target, copy_function=copy_file, dirs_exist_ok=True
                 )
         segments.append({**entry, 'name': name})
     noises = [config.to_dict(each.pose_noise) for each in (ours, theirs)]
@@ -199,8 +199,11 @@ def _append(folder: Path, sfm_map: SfmMap, other: SfmMap, note: JsonDict) -> Man
     )
 
 
-def _copy(source: str, target: str) -> None:
-    # copytree goes on after an OSError, and names all files in one.
+def copy_file(source: str, target: str) -> None:
+    """Copy a file for ``shutil.copytree``, which goes on after an OSError and names all in one.
+
+    :raises MapError: the target cannot be written.
+    """
     with writing(Path(target)):
         shutil.copyfile(source, target)
 

@@ -346,6 +346,10 @@ def test_merge_split_prune_and_check_by_command(
 ) -> None:
     figures = tmp_path / 'figures.json'
     both, tiles, pruned = tmp_path / 'both', tmp_path / 'tiles', tmp_path / 'pruned'
+    with full_disk(5000):
+        assert run('map', 'merge', copy.path, addition.path, '--align', '--out', both) == 1
+    assert 'cannot be written (File too large)' in capsys.readouterr().err
+    assert not list(tmp_path.glob('both*'))
     assert (
         run('map', 'merge', copy.path, addition.path, '--align', '--out', both, '--json', figures)
         == 0

@@ -154,7 +154,7 @@ def run_add(args: argparse.Namespace) -> JsonDict:
 
 def run_merge(args: argparse.Namespace) -> JsonDict:
     """Merge maps."""
-    from feat_ros.map_life import merge_maps
+    from feat_ros.map_life import copy_file, merge_maps
 
     if len(args.maps) < 2:
         raise DataError('one map cannot be merged: name two or more')
@@ -165,7 +165,7 @@ def run_merge(args: argparse.Namespace) -> JsonDict:
             if args.align:
                 copies.append(args.out.with_name(f'{args.out.name}.fitted-{number}'))
                 shutil.rmtree(copies[-1], ignore_errors=True)
-                shutil.copytree(other.path, copies[-1])
+                shutil.copytree(other.path, copies[-1], copy_function=copy_file)
                 other = SfmMap(copies[-1])
             other, fit = _fit(first, other, args.align)
             fitted.append(other)
