@@ -376,7 +376,7 @@ def _weights(system: System, arrays: checkpoint.Arrays, step: int, folder: Path)
         'data_sha256': hashlib.sha256(json.dumps(data['training']).encode()).hexdigest(),
         'town': data['town'],
     }
-    # Where none are written the run is an old one, of a network that only one system trains.
+    # Where none are written the run is an old one, and they are those of the network's own system.
     options = data.get('options', dict(system.options))
     return Weights(system.network, learned, options, provenance)
 
