@@ -261,10 +261,6 @@ def _lower_opset(model: Any) -> None:
 def _join_convolutions(model: Any) -> None:
     """Make one convolution of one and a 1x1 convolution that follows with nothing between."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    arrays = {
-        name: onnx.numpy_helper.to_array(tensor).astype(np.float64)
-        for name, tensor in constants.items()
-    }
     used = Counter(name for node in model.graph.node for name in node.input)
     used.update(output.name for output in model.graph.output)
     made_by = {name: node for node in model.graph.node for name in node.output}
@@ -273,11 +269,21 @@ def _join_convolutions(model: Any) -> None:
         if first is None or first.op_type != 'Conv' or used[first.output[0]] > 1:
             continue
         names = [*first.input[1:], *second.input[1:]]
-        groups = [a.i for node in (first, second) for a in node.attribute if a.name == 'group']
-        if len(names) != 4 or any(used[name] > 1 or name not in arrays for name in names):
+        if len(names) != 4 or any(used[name] > 1 or name not in constants for name in names):
             continue
-        inner, inner_bias, outer, outer_bias = (arrays[name] for name in names)
-        if any(group != 1 for group in groups) or outer.shape[2:] != (1, 1):
+        inner, inner_bias, outer, outer_bias = (
+            onnx.numpy_helper.to_array(constants[name]).astype(np.float64) for name in names
+        )
+        options, own = (
+            {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            for node in (first, second)
+        )
+        if (
+            outer.shape[2:] != (1, 1)
+            or options.get('group', 1) * own.get('group', 1) != 1
+            or any(own.get('pads', ()))
+            or any(stride != 1 for stride in own.get('strides', ()))
+        ):
             continue
         # Padding stays right: what lies beyond the border is only the first one's concern.
         joined = (
@@ -290,6 +296,7 @@ def _join_convolutions(model: Any) -> None:
         for name in names[2:]:
             model.graph.initializer.remove(constants[name])
         first.output[0] = second.output[0]
+        made_by[second.output[0]] = first
         model.graph.node.remove(second)
         _forget_shapes(model, {*names, second.input[0]})
 

@@ -533,9 +533,18 @@ def test_the_command(tmp_path: Path, tiny: Weights, capsys: pytest.CaptureFixtur
             main([*tiny_words, *bad])
 
 
+def output_of(model: Any, x: Any) -> Any:
+    """Return y of a model by ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=['CPUExecutionProvider']
+    )
+    return session.run(['y'], {'x': x})[0]
+
+
 def test_joined_groups_are_the_same_convolution() -> None:
     """8 channels in 4 groups become 16 of 2, with zeros between: ONNX Runtime is the judge."""
-    import onnxruntime
     from onnx import helper, numpy_helper, TensorProto
 
     from feat_ros.export import _widen_groups
@@ -551,10 +560,7 @@ def test_joined_groups_are_the_same_convolution() -> None:
     x = rng.normal(size=(1, 32, 5, 6)).astype(np.float32)
     found = []
     for _ in range(2):
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=['CPUExecutionProvider']
-        )
-        found.append(session.run(None, {'x': x})[0])
+        found.append(output_of(model, x))
         _widen_groups(model)
     assert numpy_helper.to_array(model.graph.initializer[0]).shape == (32, 16, 3, 3)
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
@@ -573,7 +579,6 @@ def test_convolutions_with_nothing_between_become_one(
     between: str, outputs: str, group: int, count: int
 ) -> None:
     """A 3x3 convolution with stride and padding, then one of 1x1: ONNX Runtime is the judge."""
-    import onnxruntime
     from onnx import helper, numpy_helper, TensorProto
 
     from feat_ros.export import _join_convolutions
@@ -600,14 +605,41 @@ def test_convolutions_with_nothing_between_become_one(
     image = rng.normal(size=(1, 4, 7, 9)).astype(np.float32)
     results = []
     for _ in range(2):
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=['CPUExecutionProvider']
-        )
-        results.append(session.run(['y'], {'x': image})[0])
+        results.append(output_of(model, image))
         _join_convolutions(model)
     onnx.checker.check_model(model, full_check=True)
     assert sum(node.op_type == 'Conv' for node in model.graph.node) == count
     np.testing.assert_allclose(results[0], results[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('options', 'count'), [({}, 1), ({'strides': [2, 2]}, 2), ({'pads': [1] * 4}, 2)]
+)
+def test_three_convolutions_in_a_row(options: dict[str, Any], count: int) -> None:
+    """All become one, unless the last leaves places out or adds some."""
+    from onnx import helper, numpy_helper, TensorProto
+
+    from feat_ros.export import _join_convolutions
+
+    rng = np.random.default_rng(1)
+    shapes = {'w0': (6, 4, 3, 3), 'w1': (5, 6, 1, 1), 'w2': (3, 5, 1, 1)}
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    arrays |= {f'b{k}': rng.normal(size=len(arrays[f'w{k}'])) for k in range(3)}
+    constants = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()]
+    nodes = [
+        helper.make_node('Conv', ['x', 'w0', 'b0'], ['m0'], pads=[1] * 4),
+        helper.make_node('Conv', ['m0', 'w1', 'b1'], ['m1']),
+        helper.make_node('Conv', ['m1', 'w2', 'b2'], ['y'], **options),
+    ]
+    x = helper.make_tensor_value_info('x', TensorProto.FLOAT, [1, 4, 6, 8])
+    y = helper.make_tensor_value_info('y', TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, 'g', [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    image = rng.normal(size=(1, 4, 6, 8)).astype(np.float32)
+    before = output_of(model, image)
+    _join_convolutions(model)
+    assert len(model.graph.node) == count
+    np.testing.assert_allclose(output_of(model, image), before, atol=1e-4)
 
 
 def test_half_precision_is_near(exported: Path, tmp_path: Path) -> None:
