@@ -24,6 +24,7 @@ from feat_ros.errors import DataError, MapError
 from feat_ros.geometry import Rigid3d, Sim3d, so3_log, umeyama
 from feat_ros.sfm_map import (
     CheckedArray,
+    copy_file,
     PoseNoise,
     publish,
     SegmentInfo,
@@ -501,7 +502,7 @@ def apply_alignment(
     try:
         with writing(partial):
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(path, partial)
+            shutil.copytree(path, partial, copy_function=copy_file)
         segments = [
             config.to_dict(_align_segment(partial, config.from_dict(SegmentInfo, entry), sim))
             for entry in progress(manifest.segments, 'align')

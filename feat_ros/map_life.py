@@ -25,6 +25,7 @@ from feat_ros.localizer import create_retriever, Localizer, LocalizerConfig
 from feat_ros.map_index import open_index, write_file, write_index
 from feat_ros.retrieval.inverted_file import whole
 from feat_ros.sfm_map import (
+    copy_file,
     Manifest,
     PoseNoise,
     publish,
@@ -197,15 +198,6 @@ def _append(folder: Path, sfm_map: SfmMap, other: SfmMap, note: JsonDict) -> Man
             'added': [*ours.provenance.get('added', []), {**theirs.provenance, **note}],
         },
     )
-
-
-def copy_file(source: str, target: str) -> None:
-    """Copy a file for ``shutil.copytree``, which goes on after an OSError and names all in one.
-
-    :raises MapError: the target cannot be written.
-    """
-    with writing(Path(target)):
-        shutil.copyfile(source, target)
 
 
 def _append_index(folder: Path, sfm_map: SfmMap, other: SfmMap) -> JsonDict:

@@ -642,6 +642,15 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
+def copy_file(source: str, target: str) -> None:
+    """Copy a file for ``shutil.copytree``, which goes on after an OSError and names all in one.
+
+    :raises MapError: the target cannot be written.
+    """
+    with writing(Path(target)):
+        shutil.copyfile(source, target)
+
+
 def _starts(counts: list[int]) -> Ids:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 

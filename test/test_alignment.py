@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import Scene
+from conftest import full_disk, Scene
 
 from feat_ros.alignment import (
     align_by_distances,
@@ -178,6 +178,20 @@ def test_what_the_map_was_aligned_with_has_noise_too(scaled_map: SfmMap, scene: 
     assert after.rotation_rad == pytest.approx(
         np.hypot(before.rotation_rad, alignment.noise.rotation_rad)
     )
+
+
+def test_no_room_for_an_aligned_map(scaled_map: SfmMap, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    alignment = Alignment(SIM, ['x'], np.zeros(1), np.ones(1, bool))
+    with (
+        full_disk(5000),
+        pytest.raises(
+            MapError, match=r'\w+ cannot be written \(File too large\): free'
+        ),
+    ):
+        apply_alignment(scaled_map.path, alignment)
+    assert sorted(tmp_path.iterdir()) == before
+    SfmMap(scaled_map.path).verify()
 
 
 def test_an_aligned_map_localizes_in_the_new_frame(

@@ -25,7 +25,7 @@ from feat_ros.cli.map_common import (
 from feat_ros.errors import DataError, MapError
 from feat_ros.extractors import create_extractor
 from feat_ros.map_builder import build_map, BuildConfig
-from feat_ros.sfm_map import SfmMap
+from feat_ros.sfm_map import copy_file, SfmMap
 from feat_ros.types import JsonDict
 
 # Images of one map further than this from where the other sees them are worth a word, metres.
@@ -154,7 +154,7 @@ def run_add(args: argparse.Namespace) -> JsonDict:
 
 def run_merge(args: argparse.Namespace) -> JsonDict:
     """Merge maps."""
-    from feat_ros.map_life import copy_file, merge_maps
+    from feat_ros.map_life import merge_maps
 
     if len(args.maps) < 2:
         raise DataError('one map cannot be merged: name two or more')
