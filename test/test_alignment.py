@@ -185,9 +185,7 @@ def test_no_room_for_an_aligned_map(scaled_map: SfmMap, tmp_path: Path) -> None:
     alignment = Alignment(SIM, ['x'], np.zeros(1), np.ones(1, bool))
     with (
         full_disk(5000),
-        pytest.raises(
-            MapError, match=r'\w+ cannot be written \(File too large\): free'
-        ),
+        pytest.raises(MapError, match=r'\w+ cannot be written \(File too large\): free'),
     ):
         apply_alignment(scaled_map.path, alignment)
     assert sorted(tmp_path.iterdir()) == before
