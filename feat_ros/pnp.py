@@ -31,11 +31,13 @@ _SCALE_QUANTILE, _CHI2_2_QUANTILE = 0.25, 0.5754
 _NOISE_PRIOR_DOF = 20.0
 # Standard deviations of a keypoint up to which hypotheses are judged, in turns.
 _RANSAC_SIGMAS = (16.0, 8.0, 4.0)
-# Hypotheses of all limits but the first, and what a proposal may cost beside the first's to be
-# refined.
-_FEW_ITERATIONS, _NOT_WORTH = 300, 1.05
-# An image is divided into so many cells across and down, within which errors are alike.
-_CELLS = 4
+# Most hypotheses with every limit but the first.
+_FEW_ITERATIONS = 300
+# What a proposal may cost beside the cheapest before it, to be refined.
+_WORTH_REFINING = 1.05
+# An image is divided into so many cells across and down, within which errors are alike; more alike
+# than this, and inliers in one or two cells would say nothing of some direction at all.
+_CELLS, _MOST_ALIKE = 4, 0.9
 _MAX_NOISE_SCALE = 16.0
 _MIN_POINTS = 4
 _MAX_STEPS = 30
@@ -60,7 +62,7 @@ class PnpConfig(Config):
         0.1,
         'least correlation of the errors of inliers in the same sixteenth of an image',
         minimum=0.0,
-        maximum=1.0,
+        maximum=_MOST_ALIKE,
     )
 
 
@@ -137,12 +139,21 @@ def solve_rig_pnp(rig: Rig, config: PnpConfig) -> PnpSolution | None:
     few = replace(config, max_iterations=min(_FEW_ITERATIONS, config.max_iterations))
     solutions: list[PnpSolution] = []
     most = np.inf
+    before: list[float] = []
+    rig = [part for part in rig if len(part[1])]
     for sigmas in _RANSAC_SIGMAS:
+        limits = [
+            min(config.max_error_px, sigmas * float(np.median(observations.pixel_sigma)))
+            for _, observations in rig
+        ]
+        if limits == before:
+            continue
+        before = limits
         options = few if solutions else config
         starts = [
             cam_from_rig.inverse() @ cam_from_map
-            for cam_from_rig, observations in rig
-            if (cam_from_map := _ransac(observations, sigmas, options)) is not None
+            for (cam_from_rig, observations), limit in zip(rig, limits, strict=True)
+            if (cam_from_map := _ransac(observations, limit, options)) is not None
         ]
         costs = [_joint_cost(rig, start, _MAX_NOISE_SCALE, config) for start in starts]
         if not starts or min(costs) > most:
@@ -150,7 +161,7 @@ def solve_rig_pnp(rig: Rig, config: PnpConfig) -> PnpSolution | None:
         best = starts[int(np.argmin(costs))]
         if (solution := refine_rig_pose(rig, best, config)) is not None:
             solutions.append(solution)
-            most = min(most, _NOT_WORTH * min(costs))
+            most = min(most, _WORTH_REFINING * min(costs))
     return min(
         solutions,
         key=lambda solution: _joint_cost(rig, solution.cam_from_map, 1.0, config),
@@ -179,7 +190,8 @@ def refine_rig_pose(rig: Rig, cam_from_map: Rigid3d, config: PnpConfig) -> PnpSo
     covariance = np.concatenate([observations.point_covariance for _, observations in rig])
     scale, damping = _MAX_NOISE_SCALE, 1e-6
     error, slope = _project(rig, cam_from_map)
-    for _ in range(_MAX_STEPS):
+    is_last = False
+    for number in range(_MAX_STEPS + 1):
         whitener = _whitener(pixel_sigma, covariance, slope)
         whitened, squared = _whiten(whitener, error, config)
         is_near = np.isfinite(squared)
@@ -193,15 +205,16 @@ def refine_rig_pose(rig: Rig, cam_from_map: Rigid3d, config: PnpConfig) -> PnpSo
         arm = points[inliers] - cam_from_map.inverse().translation
         design = _design(whitener[inliers], slope[inliers], arm)
         information, gradient = design.T @ design, design.T @ whitened[inliers].reshape(-1)
+        # What is returned besides the pose is of the pose that is returned.
+        if is_last or number == _MAX_STEPS:
+            break
         damped = information + damping * np.diag(np.diag(information) + 1e-12)
         step = -np.linalg.solve(damped, gradient)
         moved = _moved(cam_from_map, step)
-        if -gradient @ step < _CONVERGED:
-            cam_from_map = moved
-            break
         moved_error, moved_slope = _project(rig, moved)
         _, moved_squared = _whiten(whitener, moved_error, config)
-        if _cost(moved_squared, scale) <= _cost(squared, scale):
+        is_last = bool(-gradient @ step < _CONVERGED)
+        if is_last or _cost(moved_squared, scale) <= _cost(squared, scale):
             cam_from_map, error, slope = moved, moved_error, moved_slope
             damping *= 0.1
         else:
@@ -256,7 +269,7 @@ def _pose_covariance(
     fitted = np.trace(inverse @ of_cells) - 6
     products = (sums**2).sum() - (whitened**2).sum() + noise * fitted
     pairs = 2 * (counts * (counts - 1)).sum()
-    rho = min(1.0, max(least_rho, float(products / (noise * max(pairs, 1)))))
+    rho = min(_MOST_ALIKE, max(least_rho, float(products / (noise * max(pairs, 1)))))
     spread = (1 - rho) * inverse + rho * inverse @ of_cells @ inverse
     return np.asarray(noise * spread)
 
@@ -335,7 +348,7 @@ def _whitener(pixel_sigma: Float, point_covariance: Float, slope: Float) -> Floa
     return out
 
 
-def _ransac(observations: Observations, sigmas: float, config: PnpConfig) -> Rigid3d | None:
+def _ransac(observations: Observations, limit_px: float, config: PnpConfig) -> Rigid3d | None:
     """Best pose by P3P and MSAC on the plane z = 1 of the camera."""
     rays = observations.camera.unproject(observations.pixels)
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -348,8 +361,7 @@ def _ransac(observations: Observations, sigmas: float, config: PnpConfig) -> Rig
     # Centred, since the solver's sums lose digits far from the origin (UTM coordinates).
     middle = np.median(points, axis=0)
     options = cv2.UsacParams()
-    usual = sigmas * float(np.median(observations.pixel_sigma[usable]))
-    options.threshold = min(config.max_error_px, usual)
+    options.threshold = limit_px
     options.maxIterations = config.max_iterations
     options.confidence = config.confidence
     options.score = cv2.SCORE_METHOD_MSAC

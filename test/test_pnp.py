@@ -12,12 +12,14 @@ import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from feat_ros import pnp
 from feat_ros.camera import Camera, MODELS
 from feat_ros.errors import ConfigError
 from feat_ros.geometry import Rigid3d, so3_exp
 from feat_ros.localizer import chance_inliers
 from feat_ros.pnp import (
     _pose_covariance,
+    _ransac,
     Observations,
     PnpConfig,
     PnpSolution,
@@ -230,7 +232,7 @@ def covariance_of_errors(observations: Observations, cam_from_map: Rigid3d) -> F
 def test_covariance_agrees_with_finite_differences() -> None:
     """The inverse of the sum of J^T C^-1 J, J by moving the camera along and about each axis."""
     apart = []
-    for seed in range(5):
+    for seed in range(40):
         _, observations = simulate(np.random.default_rng(seed), DISTORTED, 50, 0.2)
         solution = solved(observations)
         used = observations.take(solution.inliers)
@@ -246,9 +248,7 @@ def test_covariance_agrees_with_finite_differences() -> None:
         )
         sigma = np.sqrt(np.diag(expected))
         apart.append((np.abs(solution.covariance - expected) / np.outer(sigma, sigma)).max())
-    # The solver's are those before its last step, which is seldom one that can be seen.
-    assert np.median(apart) < 1e-5
-    assert max(apart) < 5e-3
+    assert max(apart) < 1e-5
 
 
 def covariance_by_pairs(
@@ -258,15 +258,45 @@ def covariance_by_pairs(
     error = used.camera.project(cam_from_map.apply(used.points)) - used.pixels
     residual = np.einsum('nij,nj->ni', whitener, error)
     inverse = np.linalg.inv(np.einsum('nij,nik->jk', design, design))
-    cell = [tuple(np.floor(4 * xy / used.camera.size_wh)) for xy in used.pixels]
+    # The noise puts a keypoint beyond the border now and then.
+    cell = [tuple(np.floor(4 * xy / used.camera.size_wh).clip(0, 3)) for xy in used.pixels]
     count = len(used)
     pairs = [(i, j) for i in range(count) for j in range(count) if i != j and cell[i] == cell[j]]
     alike = sum(residual[i] @ residual[j] for i, j in pairs)
     fitted = sum(np.trace(design[i] @ inverse @ design[j].T) for i, j in pairs)
-    rho = min(1.0, max(0.0, (alike + noise * fitted) / (2 * noise * len(pairs))))
+    rho = min(0.9, max(0.0, (alike + noise * fitted) / (2 * noise * len(pairs))))
     middle = np.einsum('nij,nik->jk', design, design)
     middle = middle + rho * sum(design[i].T @ design[j] for i, j in pairs)
     return np.asarray(noise * inverse @ middle @ inverse)
+
+
+def test_inliers_in_two_cells_have_a_covariance() -> None:
+    """With the largest correlation that can be asked for, all directions are still known."""
+    _, observations = simulate(np.random.default_rng(2), DISTORTED, 400, 0.0)
+    column, row = (observations.pixels / DISTORTED.size_wh * 4).astype(int).T
+    beside = observations.take(np.flatnonzero((row == 1) & (column < 3) & (column > 0)))
+    assert len(beside) > 20
+    solution = solve_pnp(beside, PnpConfig(correlation=0.9))
+    assert solution is not None
+    values = np.linalg.eigvalsh(solution.covariance)
+    assert values[0] > 1e-9 * values[-1]
+    with pytest.raises(ConfigError, match=r'correlation is 1\.0: it must be at most 0\.9'):
+        PnpConfig(correlation=1.0)
+
+
+def test_a_limit_is_not_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def recorded(observations: Observations, limit_px: float, config: PnpConfig) -> Rigid3d | None:
+        limits.append(limit_px)
+        return _ransac(observations, limit_px, config)
+
+    monkeypatch.setattr(pnp, '_ransac', recorded)
+    _, observations = simulate(np.random.default_rng(2), DISTORTED, 50, 0.2)
+    for largest in (100.0, 1.0):
+        assert solve_pnp(observations, PnpConfig(max_error_px=largest)) is not None
+    sigma = float(np.median(observations.pixel_sigma))
+    assert limits == [16 * sigma, 8 * sigma, 4 * sigma, 1.0]
 
 
 def test_errors_that_are_alike_within_a_region_are_no_more_certain() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from numpy.testing import assert_array_equal
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
 
@@ -88,18 +89,23 @@ def test_inter_class_runs_over_all_triplets(rng: np.random.Generator, margin: fl
     assert float(losses.inter_class_loss(tensor(descriptors), one_class)) == 0
 
 
-def test_inter_class_of_some_takes_every_so_many_labelled_points(
-    rng: np.random.Generator,
-) -> None:
-    descriptors, labels = units(rng, 1100, 4), rng.integers(-1, 3, 1100)
-    labelled = [i for i in range(1100) if labels[i] != UNKNOWN]
-    step = len(labelled) // 256
-    assert step > 1
-    chosen = labelled[::step][:256]
-    found = losses.inter_class_loss_of_some(tensor(descriptors), tensor(labels))
-    expected = losses.inter_class_loss(tensor(descriptors[chosen]), tensor(labels[chosen]))
-    assert float(found) == float(expected) > 0
-    few = tensor(descriptors[:20]), tensor(labels[:20])
+@pytest.mark.parametrize('each', [70, 100, 191, 400])
+def test_inter_class_of_some_takes_of_all_views_alike(rng: np.random.Generator, each: int) -> None:
+    """Four views with as many labelled points each; those that are taken have a gradient."""
+    is_labelled = np.tile(np.arange(500) < each, 4)
+    labels = tensor(np.where(is_labelled, rng.integers(0, 3, 2000), UNKNOWN))
+    descriptors = tensor(units(rng, 2000, 4)).requires_grad_()
+    losses.inter_class_loss_of_some(descriptors, labels).backward()
+    assert descriptors.grad is not None
+    is_taken = descriptors.grad.abs().sum(1).reshape(4, 500) > 0
+    assert_array_equal(is_taken.sum(1).numpy(), [64] * 4)
+    at = [torch.nonzero(row)[:, 0].numpy() for row in is_taken]
+    assert max(np.diff(row).max() for row in at) - min(np.diff(row).min() for row in at) <= 1
+
+
+@pytest.mark.parametrize('count', [0, 20])
+def test_inter_class_of_few_takes_all(rng: np.random.Generator, count: int) -> None:
+    few = tensor(units(rng, count, 4)), tensor(rng.integers(-1, 3, count))
     assert float(losses.inter_class_loss_of_some(*few)) == pytest.approx(
         float(losses.inter_class_loss(*few))
     )

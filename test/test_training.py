@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -450,6 +451,38 @@ def test_what_is_not_finite_is_left_out(
         Run(spoilt(range(2, 20)), longer, tmp_path / 'lost').train()
     last = checkpoint.load(tmp_path / 'lost' / 'last.npz')
     assert all(np.isfinite(each).all() for each in last.values() if each.dtype.kind == 'f')
+
+
+def test_a_step_that_is_left_out_leaves_nothing_behind(tmp_path: Path, photos: Path) -> None:
+    """Not in the statistics of a batch norm, nor in the average, nor in the log."""
+    config = run_config(photos, log_every=2)
+    run = Run(LITE, config, tmp_path)
+    assert run.train(last_step=1) == 1
+    before = {name: each.clone() for name, each in run.trainee.state_dict().items()}
+    average = {name: each.clone() for name, each in run.average.values.items()}
+    first = next(each for each in run.trainee.modules() if isinstance(each, torch.nn.BatchNorm2d))
+    spoil = first.register_forward_pre_hook(lambda module, given: (given[0] * float('nan'),))
+    assert run.train(last_step=2) == 2
+    spoil.remove()
+    assert first.running_mean.isfinite().all()
+    for name, each in run.trainee.state_dict().items():
+        assert_array_equal(each.numpy(), before[name].numpy(), err_msg=name)
+    for name, each in run.average.values.items():
+        assert_array_equal(each.numpy(), average[name].numpy(), err_msg=name)
+    assert run.train() == 6
+    lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == [4, 6]
+    assert all(math.isfinite(line['loss']) for line in lines)
+
+
+def test_a_run_is_not_gone_on_with_as_another_system(tmp_path: Path, photos: Path) -> None:
+    config = run_config(photos, log_every=7)
+    Run(LITE, config, tmp_path)
+    described = (tmp_path / 'data.json').read_bytes()
+    for other in (replace(LITE, network='sfd2'), replace(LITE, options={'tones': 'raw'})):
+        with pytest.raises(DataError, match=r'holds a run of sfd2_lite .* name another folder'):
+            Run(other, config, tmp_path)
+    assert (tmp_path / 'data.json').read_bytes() == described
 
 
 def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:

@@ -125,7 +125,8 @@ class Run:
     """A training run; made anew or taken up where it was left.
 
     :param folder: made if missing; if it holds a run, that one goes on.
-    :raises DataError: the folder's run has another configuration, or there are no photographs.
+    :raises DataError: the folder's run is of another network or configuration, or there are no
+        photographs.
     :raises ConfigError: there is no such device.
     """
 
@@ -167,9 +168,18 @@ class Run:
         self.curves.truncate(self.step)
 
     def _write_manifest(self) -> None:
+        path = self.folder / 'data.json'
+        trained = {'network': self.system.network, 'options': dict(self.system.options)}
+        if path.exists():
+            written = json.loads(path.read_text(encoding='utf-8'))
+            before = {name: written.get(name) for name in trained}
+            if before != trained:
+                raise DataError(
+                    f'{self.folder} holds a run of {_described(before)}, not of '
+                    f'{_described(trained)}: name another folder'
+                )
         manifest = {
-            'network': self.system.network,
-            'options': dict(self.system.options),
+            **trained,
             'feat_ros': version('feat_ros'),
             'python': platform.python_version(),
             'torch': torch.__version__,
@@ -179,7 +189,6 @@ class Run:
             'validation': data_manifest(self.held_out, any(self.config.sam_parts)),
             'town': None if self.town is None else self.town.description,
         }
-        path = self.folder / 'data.json'
         path.write_text(json.dumps(manifest, indent=1) + '\n', encoding='utf-8')
 
     def _load(self, arrays: checkpoint.Arrays) -> None:
@@ -229,7 +238,7 @@ class Run:
     def train(self, last_step: int | None = None, seconds: float = math.inf) -> int:
         """Go on until a step, the end of the schedule, or some seconds have passed.
 
-        A step without a finite gradient changes no weight.
+        A step without a finite gradient changes nothing, nor is it logged.
 
         :returns: the number of steps done so far, all pieces together.
         :raises DataError: no step has a finite gradient any more.
@@ -249,14 +258,20 @@ class Run:
                 group['lr'] = learning_rate(config, self.step)
             # What a step leaves out by chance follows from its number, as its pairs do.
             torch.manual_seed(config.seed + self.step)
+            statistics = [each.clone() for each in self.trainee.buffers()]
             total, logged = self.system.losses(self.trainee, batch, config)
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
             norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), 10.0)
             if torch.isfinite(norm):
                 self.optimizer.step()
-                bad = 0
+                self.average.update(self.trainee, self.step)
+                bad, count = 0, count + 1
+                for name, value in {'loss': total.detach(), **logged}.items():
+                    sums[name] = sums[name] + value if name in sums else value
             else:
+                for buffer, before_step in zip(self.trainee.buffers(), statistics, strict=True):
+                    buffer.copy_(before_step)
                 bad += 1
                 logger.warning('step %d is left out: its gradient is not finite', self.step)
                 if bad == _MOST_BAD:
@@ -264,12 +279,8 @@ class Run:
                         f'no finite gradient in the {bad} steps up to {self.step}: start anew '
                         'with a lower learning_rate; the last checkpoint stays'
                     )
-            self.average.update(self.trainee, self.step)
             self.step += 1
-            count += 1
-            for name, value in {'loss': total.detach(), **logged}.items():
-                sums[name] = sums[name] + value if name in sums else value
-            if self.step % config.log_every == 0:
+            if self.step % config.log_every == 0 and count:
                 means = {name: float(value) / count for name, value in sums.items()}
                 now = time.monotonic()
                 self._log(means, (now - mark) / count, waited / count, start, first, last)
@@ -376,9 +387,11 @@ def _weights(system: System, arrays: checkpoint.Arrays, step: int, folder: Path)
         'data_sha256': hashlib.sha256(json.dumps(data['training']).encode()).hexdigest(),
         'town': data['town'],
     }
-    # Where none are written the run is an old one, and they are those of the network's own system.
-    options = data.get('options', dict(system.options))
-    return Weights(system.network, learned, options, provenance)
+    return Weights(system.network, learned, data['options'], provenance)
+
+
+def _described(trained: Mapping[str, Any]) -> str:
+    return f'{trained["network"]} {json.dumps(trained["options"])}'
 
 
 def _start_worker(_: int) -> None:

@@ -102,8 +102,8 @@ def inter_class_loss_of_some(descriptors: Tensor, labels: Tensor) -> Tensor:
     :param labels: (N,) class of each, :data:`UNKNOWN` for none.
     """
     labelled = torch.nonzero(labels != UNKNOWN)[:, 0]
-    step = max(len(labelled) // _TRIPLET_POINTS, 1)
-    chosen = labelled[::step][:_TRIPLET_POINTS]
+    count = min(len(labelled), _TRIPLET_POINTS)
+    chosen = labelled[torch.arange(count, device=labels.device) * len(labelled) // max(count, 1)]
     return inter_class_loss(descriptors[chosen], labels[chosen])
 
 
