@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import types
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from feat_ros.training.sam_files import model_of, read_sam, SamBank, SamFile, wr
 from feat_ros.training.sam_writer import numbered, write_sam_files
 from feat_ros.training.samfeat import edges, pieces, point_groups
 from feat_ros.training.systems import get_system
-from feat_ros.training.teachers import create_teacher
+from feat_ros.training.teachers import checkpoint_sha256, create_teacher
 
 Array = npt.NDArray[Any]
 CPU = torch.device('cpu')
@@ -110,6 +111,31 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     for content in (b'', b'no arrays'):
         path.write_bytes(content)
         refuses(photo)
+
+
+def test_features_beyond_half_precision_are_not_written(tmp_path: Path) -> None:
+    (photo,) = write_photos(tmp_path, 1)
+    good = sam_file((220, 150), (64, 44))
+    features = good.features.astype(np.float32)
+    features[0, 0, 0] = 65520
+    with np.errstate(over='ignore'):
+        half = features.astype(np.float16)
+    with pytest.raises(DataError, match=r'0\.sam\.npz is not written: features of 0\.png are not'):
+        write_sam(photo, good._replace(features=half))
+    assert not sam_path(photo).exists()
+
+
+def test_a_file_that_asks_for_all_memory(tmp_path: Path) -> None:
+    (photo,) = write_photos(tmp_path, 1)
+    header = str({'descr': '<u2', 'fortran_order': False, 'shape': (2**59, 3)})
+    array = b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header.encode()
+    good = sam_file((220, 150), (64, 44))
+    np.savez(sam_path(photo), features=good.features, model=np.array(good.model))
+    with zipfile.ZipFile(sam_path(photo), 'a') as archive:
+        archive.writestr('masks.npy', array)
+    with pytest.raises(MemoryError), np.load(sam_path(photo)) as stored:
+        stored['masks']
+    refuses(photo)
 
 
 def refuses(photo: Path) -> None:
@@ -556,8 +582,9 @@ def test_the_teacher_that_runs_sam(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_was_interrupted_goes_on(
-    tmp_path: Path, package: Package, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, package: Package, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     folder = tmp_path / 'photos'
     folder.mkdir()
     photos = write_photos(folder, 3, (60, 41))
@@ -571,7 +598,15 @@ def test_what_was_interrupted_goes_on(
         write_sam_files(photos, 'tiny', tmp_path / 'sam.pth', CPU, stopped)
     assert [sam_path(photo).exists() for photo in photos] == [True, False, False]
     before = sam_path(photos[0]).stat()  # not its atime: reading changes that
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return checkpoint_sha256(path)
+
+    monkeypatch.setattr('feat_ros.training.sam_writer.checkpoint_sha256', counted)
     assert main(sam_command(folder, tmp_path / 'sam.pth')) == 0
+    assert read == [tmp_path / 'sam.pth']
     after = sam_path(photos[0]).stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert '2 files written, 1 were there' in capsys.readouterr().out

@@ -334,6 +334,23 @@ def test_photographs_that_cannot_be_used(tmp_path: Path, photos: Path) -> None:
         pictures.read_photo(tmp_path / 'a.png')
 
 
+def test_photographs_do_not_share_what_is_beside_them(tmp_path: Path) -> None:
+    for name in ('a.jpg', 'a.group.png', 'b/a.png', 'b/c.PNG'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), textured(40, 50, 0))
+    names = ['a.jpg', 'b/a.png', 'b/c.PNG']
+    assert pictures.find_photos([str(tmp_path)]) == [tmp_path / name for name in names]
+    (tmp_path / 'link').symlink_to(tmp_path / 'b')
+    overlapping = [str(tmp_path / name) for name in ('b', '', 'link', 'b/../b')]
+    found = pictures.find_photos(overlapping)
+    assert found == [tmp_path / name for name in ('b/a.png', 'b/c.PNG', 'a.jpg')]
+    cv2.imwrite(str(tmp_path / 'b' / 'a.jpeg'), textured(40, 50, 0))
+    with pytest.raises(
+        DataError, match=r'b/a\.jpeg and .*b/a\.png would share .* a\.group\.png for one: rename'
+    ):
+        pictures.find_photos([str(tmp_path)])
+
+
 def test_town_frames_agree_on_their_surfaces(town: TownCache) -> None:
     assert len(town) == 8
     frames = [town[number] for number in range(8)]
@@ -485,6 +502,28 @@ def test_a_run_is_not_gone_on_with_as_another_system(tmp_path: Path, photos: Pat
     assert (tmp_path / 'data.json').read_bytes() == described
 
 
+def test_a_run_says_what_taught_it(tmp_path: Path, photos: Path) -> None:
+    config = run_config(photos, consistency=1.0, steps=1)
+    Run(LITE, config, tmp_path).train()
+    shipped = load_weights(WEIGHTS / 'sfd2_lite.npz', 'sfd2_lite')
+    teacher = {'name': 'sfd2_lite', 'sha256': shipped.sha256}
+    path = tmp_path / 'data.json'
+    data = json.loads(path.read_text())
+    assert data['teacher'] == teacher
+    weights = load_weights(tmp_path / 'weights_last.npz', 'sfd2_lite')
+    assert weights.provenance['teacher'] == teacher
+    path.write_text(json.dumps(data | {'teacher': {**teacher, 'sha256': 'of another'}}))
+    with pytest.raises(
+        DataError, match=r'taught by .*of another.*, not by .*: put that file back'
+    ):
+        Run(LITE, config, tmp_path)
+    del data['teacher']  # as it was before runs said so
+    path.write_text(json.dumps(data))
+    assert Run(LITE, config, tmp_path).step == 1
+    Run(LITE, run_config(photos), tmp_path / 'untaught')
+    assert json.loads((tmp_path / 'untaught' / 'data.json').read_text())['teacher'] is None
+
+
 def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:
     Run(LITE, run_config(photos), tmp_path)
     Run(LITE, run_config(photos, log_every=7), tmp_path)
@@ -524,7 +563,7 @@ def labelled_batch(photos: Path) -> pairs.Batch:
 def test_what_is_shipped_knows_no_term_of_the_paper(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lite, '_teacher', None)
+    monkeypatch.setattr(lite, 'create_teacher', None)
     total, logged, _ = lite_loss(labelled_batch(photos))
     match, matchability, stability = (
         np.float32(logged[f'{name}_loss']) for name in ('match', 'matchability', 'stability')

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -74,18 +73,29 @@ def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], is_packed: bool = F
         raise DataError(f'{path} cannot be written: {error.strerror or error}') from None
 
 
-def load(path: Path) -> Arrays:
+def load(
+    path: Path,
+    names: Sequence[str] | None = None,
+    *,
+    missing: str = 'does not exist',
+    damaged: str = 'is damaged: take an older checkpoint',
+) -> Arrays:
     """Read what :func:`save` wrote.
 
+    :param names: which arrays there must be and are read; None for all that there are.
+    :param missing: what is said of a file that is not there, with the way out; likewise
+        ``damaged``.
     :raises DataError: missing or damaged.
     """
     try:
         with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+            return {name: arrays[name] for name in (arrays if names is None else names)}
     except FileNotFoundError:
-        raise DataError(f'{path} does not exist') from None
-    except (OSError, ValueError, EOFError, BadZipFile):
-        raise DataError(f'{path} is damaged: take an older checkpoint') from None
+        raise DataError(f'{path} {missing}') from None
+    # NumPy and zipfile have no common error for bytes that are not theirs: a header may ask for
+    # more memory than there is, a packed part be none.
+    except Exception:
+        raise DataError(f'{path} {damaged}') from None
 
 
 def keep_config(folder: Path, config: Any, may_change: Set[str]) -> None:

@@ -82,6 +82,11 @@ class RunConfig(Config):
         """What it reads of SAM's files."""
         return SamParts()
 
+    @property
+    def taught_by(self) -> str | None:
+        """Which network is run on the views to be learned from, if any."""
+        return None
+
 
 @dataclass(frozen=True)
 class LiteConfig(RunConfig):
@@ -101,6 +106,11 @@ class LiteConfig(RunConfig):
         0.0, "w_feat of SFD2's equation 6; its teacher is the sfd2_lite of the package",
         minimum=0.0,
     )  # fmt: skip
+
+    @property
+    def taught_by(self) -> str | None:
+        """The cheapest network at hand that has learned from labels."""
+        return 'sfd2_lite' if self.consistency > 0 else None
 
 
 @dataclass(frozen=True)
@@ -190,6 +200,11 @@ class SamfeatConfig(RunConfig):
             masks=self.grouping > 0 or self.edge > 0,
             features=self.distillation > 0 and self.teacher == 'files',
         )
+
+    @property
+    def taught_by(self) -> str | None:
+        """Its teacher, unless what that sees is in files."""
+        return self.teacher if self.distillation > 0 and self.teacher != 'files' else None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ without them. Classes are then the stability groups.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -30,11 +28,9 @@ from feat_ros.training.sfd2_losses import (
 )
 from feat_ros.training.teachers import create_teacher
 
-# The cheapest network at hand that has learned from labels, and which map it gives: one of as many
-# channels and cells as the pupil's, so that equation 5 needs no projection.
-_TEACHER, _TAUGHT_MAP = 'sfd2_lite', 3
-
-_teacher = lru_cache(maxsize=1)(create_teacher)
+# Which map the teacher gives: one of as many channels and cells as the pupil's, so that equation 5
+# needs no projection.
+_TAUGHT_MAP = 3
 
 
 def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -77,8 +73,8 @@ def losses(trainee: Trainee, batch: Batch, config: LiteConfig) -> tuple[Tensor, 
         intra_class = _intra_class(batch, descriptors, reliability, config.intra_kind)
         total = total + config.intra_class * intra_class
         logged['intra_class_loss'] = intra_class.detach()
-    if config.consistency:
-        taught = _teacher(_TEACHER, device)(batch.images)
+    if config.taught_by:
+        taught = create_teacher(config.taught_by, device)(batch.images)
         consistency = consistency_loss([maps[_TAUGHT_MAP]], [taught])
         total = total + config.consistency * consistency
         logged['consistency_loss'] = consistency.detach()

@@ -35,9 +35,12 @@ class Picture(NamedTuple):
 def find_photos(folders: list[str]) -> list[Path]:
     """List the photographs under folders; ``NAME.group.png`` are labels of ``NAME.*``.
 
-    :raises DataError: a folder has none.
+    One that is in two of the folders, for one is in the other, is listed once.
+
+    :raises DataError: a folder has none, or two with the same name, which would share the files
+        beside them.
     """
-    found = []
+    found: dict[Path, Path] = {}
     for folder in folders:
         paths = sorted(
             path
@@ -46,8 +49,15 @@ def find_photos(folders: list[str]) -> list[Path]:
         )
         if not paths:
             raise DataError(f'folder {folder} has no photographs: name one with .jpg or .png')
-        found += paths
-    return found
+        for path in paths:
+            name = path.parent.resolve() / path.stem
+            other = found.setdefault(name, path)
+            if other.name != path.name:
+                raise DataError(
+                    f'{other} and {path} would share the files beside them, '
+                    f'{_label_path(path).name} for one: rename or remove one of the two'
+                )
+    return list(found.values())
 
 
 def data_manifest(paths: list[Path], has_sam: bool = False) -> list[dict[str, str]]:

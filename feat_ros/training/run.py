@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run in its folder, for every network that is trained on pairs of views.
 
-The folder holds ``config.json``, ``data.json`` (name and sha256 of every photograph),
+The folder holds ``config.json``, ``data.json`` (name and sha256 of every photograph and teacher),
 ``log.jsonl`` (one line every so many steps), ``validation.jsonl``, ``curves.png``,
 ``tensorboard/``, ``last.npz`` (everything to go on from) and ``weights_last.npz``,
 ``weights_best.npz`` (the moving average, the best by validation on matching).
@@ -36,6 +36,7 @@ from feat_ros.training.curves import Curves
 from feat_ros.training.losses import dual_softmax_loss, MatchLoss
 from feat_ros.training.pairs import Batch, PairMaker
 from feat_ros.training.pictures import data_manifest, find_photos, sam_path
+from feat_ros.training.teachers import describe_teacher
 from feat_ros.training.town_cache import TownCache
 
 logger = logging.getLogger(__name__)
@@ -170,6 +171,8 @@ class Run:
     def _write_manifest(self) -> None:
         path = self.folder / 'data.json'
         trained = {'network': self.system.network, 'options': dict(self.system.options)}
+        name = self.config.taught_by
+        teacher = None if name is None else describe_teacher(name)
         if path.exists():
             written = json.loads(path.read_text(encoding='utf-8'))
             before = {name: written.get(name) for name in trained}
@@ -178,8 +181,16 @@ class Run:
                     f'{self.folder} holds a run of {_described(before)}, not of '
                     f'{_described(trained)}: name another folder'
                 )
+            # Runs that are older do not say.
+            taught = written.get('teacher', teacher)
+            if taught != teacher:
+                raise DataError(
+                    f'{self.folder} holds a run that was taught by {taught}, not by {teacher}: '
+                    'put that file back, or name another folder'
+                )
         manifest = {
             **trained,
+            'teacher': teacher,
             'feat_ros': version('feat_ros'),
             'python': platform.python_version(),
             'torch': torch.__version__,
@@ -386,6 +397,7 @@ def _weights(system: System, arrays: checkpoint.Arrays, step: int, folder: Path)
         'num_photos': len(data['training']),
         'data_sha256': hashlib.sha256(json.dumps(data['training']).encode()).hexdigest(),
         'town': data['town'],
+        'teacher': data.get('teacher'),
     }
     return Weights(system.network, learned, data['options'], provenance)
 

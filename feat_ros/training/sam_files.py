@@ -8,11 +8,9 @@ by :func:`write_sam`, do as well.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -59,8 +57,13 @@ NO_SAM = SamViews(None, None, None)
 def write_sam(photo: Path, found: SamFile) -> None:
     """Write the file of a photograph, whole or not at all.
 
-    :raises DataError: the disk is full or read-only.
+    :raises DataError: the features are not finite, or the disk is full or read-only.
     """
+    if not np.isfinite(found.features).all():
+        raise DataError(
+            f'{sam_path(photo)} is not written: features of {photo.name} are not finite, or '
+            'larger than half precision holds (65504); is the checkpoint damaged?'
+        )
     arrays = {name: np.asarray(value) for name, value in found._asdict().items()}
     checkpoint.save(sam_path(photo), arrays, is_packed=True)
 
@@ -72,7 +75,7 @@ def read_sam(photo: Path, size_wh: tuple[int, int]) -> SamFile:
     :raises DataError: missing, damaged, or of a photograph of another size.
     """
     path = sam_path(photo)
-    masks, features, model = _arrays(path, SamFile._fields)
+    masks, features, model = _arrays(path, SamFile._fields).values()
     is_whole = masks.dtype == np.uint16 and masks.ndim == 2 and features.dtype == np.float16
     if not is_whole or features.ndim != 3 or not features.size or not np.isfinite(features).all():
         raise DataError(f'{path} is damaged, or no file of SAM: {_AGAIN}')
@@ -97,22 +100,15 @@ def model_of(photo: Path) -> str:
 
     :raises DataError: missing or damaged.
     """
-    return str(_arrays(sam_path(photo), ['model'])[0])
+    return str(_arrays(sam_path(photo), ['model'])['model'])
 
 
-def _arrays(path: Path, names: Sequence[str]) -> list[npt.NDArray[Any]]:
-    try:
-        with path.open('rb') as file, np.load(file, allow_pickle=False) as stored:
-            return [stored[name] for name in names]
-    except FileNotFoundError:
-        raise DataError(
-            f'{path} does not exist: write it with "feat_ros train sam-files"'
-        ) from None
-    except (
-        OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, RuntimeError,
-        BadZipFile, zlib.error,
-    ):  # fmt: skip
-        raise DataError(f'{path} is damaged, or no file of SAM: {_AGAIN}') from None
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    return checkpoint.load(
+        path, names,
+        missing='does not exist: write it with "feat_ros train sam-files"',
+        damaged=f'is damaged, or no file of SAM: {_AGAIN}',
+    )  # fmt: skip
 
 
 def _cell_px(found: SamFile) -> float:

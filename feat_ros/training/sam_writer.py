@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from feat_ros.errors import DataError, NetworkError
+from feat_ros.errors import DataError
 from feat_ros.training.pictures import read_photo, sam_path
 from feat_ros.training.sam_files import model_of, SamFile, write_sam
-from feat_ros.training.teachers import open_sam
+from feat_ros.training.teachers import checkpoint_sha256, open_sam
 from feat_ros.types import Progress
 
 
@@ -33,7 +31,7 @@ def write_sam_files(
     :raises DataError: a photograph cannot be read, a file not be written, or one that is there
         was made by another model.
     """
-    model, missing = _name(kind, checkpoint), []
+    model, missing = f'{kind} {checkpoint_sha256(checkpoint)}', []
     for photo in photos:
         if not sam_path(photo).exists():
             missing.append(photo)
@@ -44,36 +42,23 @@ def write_sam_files(
             )
     if not missing:
         return 0
-    see = Eye(kind, checkpoint, device)
+    see = Eye(kind, checkpoint, device, model)
     for photo in progress(missing, 'sam'):
         write_sam(photo, see(read_photo(photo).image))
     return len(missing)
 
 
-def _name(kind: str, checkpoint: Path) -> str:
-    try:
-        with (
-            checkpoint.open('rb') as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            return f'{kind} {hashlib.sha256(content).hexdigest()}'
-    except (OSError, ValueError):
-        raise NetworkError(
-            f'checkpoint {checkpoint} cannot be read: name a file that the authors of SAM give out'
-        ) from None
-
-
 class Eye:
     """SAM, with the settings of its mask generator as its authors have them.
 
-    :ivar model: what its files say made them: type and sha256 of the checkpoint.
+    :param model: what its files say made them: type and sha256 of the checkpoint.
     """
 
-    def __init__(self, kind: str, checkpoint: Path, device: torch.device) -> None:
+    def __init__(self, kind: str, checkpoint: Path, device: torch.device, model: str) -> None:
         sam = open_sam(kind, checkpoint, device)
         from segment_anything import SamAutomaticMaskGenerator
 
-        self.model = _name(kind, checkpoint)
+        self._model = model
         self._generator: Any = SamAutomaticMaskGenerator(sam)
         self._encoded: list[torch.Tensor] = []
         # The generator encodes the image and forgets it; to encode it twice takes twice as long.
@@ -100,7 +85,7 @@ class Eye:
         return SamFile(
             numbered([each['segmentation'] for each in found], (width, height)),
             features[:, : cells[0], : cells[1]].half().cpu().numpy(),
-            self.model,
+            self._model,
         )
 
 

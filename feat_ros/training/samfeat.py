@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,8 +24,6 @@ _APART_PX = 8.0
 _GROUPED, _TRIPLETS = 256, 512
 # Relations are between so many places a side.
 _RELATED = 24
-
-_teacher = lru_cache(maxsize=1)(create_teacher)
 
 
 def losses(
@@ -57,7 +54,7 @@ def losses(
         if config.teacher == 'files':
             features, is_known = batch.taught, batch.is_taught
         else:
-            features, is_known = _teacher(config.teacher, device)(batch.images), None
+            features, is_known = create_teacher(config.teacher, device)(batch.images), None
         loss = _distillation(maps, features, is_known)
         total = total + config.distillation * loss
         logged['distillation_loss'] = loss.detach()

@@ -1,10 +1,13 @@
 # Copyright 2026 The feat_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What SAMFeat learns relations from: features of another network, on the views of a batch."""
+"""Features of another network, on the views of a batch, that SAMFeat and SFD2 learn from."""
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from feat_ros.errors import ConfigError
+from feat_ros.errors import ConfigError, NetworkError
 from feat_ros.models.sfd2_lite import tones
 from feat_ros.models.weights import build_network, load_weights, read_checkpoint
 from feat_ros.runtimes import WEIGHTS
@@ -21,8 +24,9 @@ from feat_ros.runtimes import WEIGHTS
 Teacher = Callable[[Tensor], Tensor]
 
 
+@lru_cache(maxsize=1)
 def create_teacher(name: str, device: torch.device) -> Teacher:
-    """Make a teacher.
+    """Make a teacher; the last one is kept, for every step asks for it.
 
     :param name: ``sfd2_lite``, our own network, whose features tell what stays from what moves;
         or ``sam:TYPE:CHECKPOINT``, SAM itself by the package ``segment_anything``. (What
@@ -38,13 +42,7 @@ def create_teacher(name: str, device: torch.device) -> Teacher:
                 return torch.as_tensor(network.network.backbone(tones(views, valid_wh).colors)[3])
 
         return own
-    kind, _, rest = name.partition(':')
-    if kind != 'sam' or ':' not in rest:
-        raise ConfigError(
-            f'unknown teacher {name!r}; choose sfd2_lite, files or sam:TYPE:CHECKPOINT'
-        )
-    model, _, checkpoint = rest.partition(':')
-    sam = open_sam(model, Path(checkpoint), device)
+    sam = open_sam(*_type_and_checkpoint(name), device)
     side = sam.image_encoder.img_size
 
     def features(views: Tensor) -> Tensor:
@@ -57,6 +55,44 @@ def create_teacher(name: str, device: torch.device) -> Teacher:
             ])  # fmt: skip
 
     return features
+
+
+def describe_teacher(name: str) -> dict[str, str]:
+    """Return the name of a teacher and the sha256 of what it has learned.
+
+    :raises ConfigError: an unknown name.
+    :raises NetworkError: its checkpoint cannot be read.
+    """
+    if name == 'sfd2_lite':
+        return {'name': name, 'sha256': load_weights(WEIGHTS / 'sfd2_lite.npz', name).sha256}
+    return {'name': name, 'sha256': checkpoint_sha256(_type_and_checkpoint(name)[1])}
+
+
+def checkpoint_sha256(checkpoint: Path) -> str:
+    """Return the hash of a file that a user names.
+
+    :raises NetworkError: it cannot be read.
+    """
+    try:
+        with (
+            checkpoint.open('rb') as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return hashlib.sha256(content).hexdigest()
+    except (OSError, ValueError):
+        raise NetworkError(
+            f'checkpoint {checkpoint} cannot be read: name a file that its authors give out'
+        ) from None
+
+
+def _type_and_checkpoint(name: str) -> tuple[str, Path]:
+    kind, _, rest = name.partition(':')
+    model, colon, checkpoint = rest.partition(':')
+    if kind != 'sam' or not colon:
+        raise ConfigError(
+            f'unknown teacher {name!r}; choose sfd2_lite, files or sam:TYPE:CHECKPOINT'
+        )
+    return model, Path(checkpoint)
 
 
 def open_sam(kind: str, checkpoint: Path, device: torch.device) -> Any:
