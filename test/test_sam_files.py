@@ -33,7 +33,7 @@ from feat_ros.training.configs import LiteConfig, PairConfig, SamfeatConfig, Sam
 from feat_ros.training.pairs import apply_homography, Batch, homographies, PairMaker
 from feat_ros.training.pictures import find_photos, read_photo, sam_path
 from feat_ros.training.run import Run
-from feat_ros.training.sam_files import model_of, read_sam, SamBank, SamFile, write_sam
+from feat_ros.training.sam_files import FILES, read_sam, SamBank, SamFile, write_sam
 from feat_ros.training.sam_writer import numbered, write_sam_files
 from feat_ros.training.samfeat import edges, pieces, point_groups
 from feat_ros.training.systems import get_system
@@ -75,7 +75,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert_array_equal(read.masks, written.masks)
     assert_array_equal(read.features, written.features)
     assert [each.dtype.name for each in read[:2]] == ['uint16', 'float16']
-    assert read.model == model_of(photo) == 'a test'
+    assert read.model == FILES.model_of(photo) == 'a test'
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
@@ -278,8 +278,8 @@ def test_files_change_nothing_else(tmp_path: Path) -> None:
         assert_array_equal(batch.images, plain.images)
         for a, b in zip([*batch.points, *batch[2:6]], [*plain.points, *plain[2:6]], strict=True):
             assert_array_equal(a, b)
-    assert plain[6:] == without[6:] == unread[6:] == (None, None, None)
-    assert masks_only[7:] == (None, None)
+    assert plain[6:] == without[6:] == unread[6:] == (None, None, None, None)
+    assert masks_only[7:] == (None, None, None)
     assert read.masks is not None and read.taught is not None and read.is_taught is not None
     assert (read.masks.shape, read.masks.dtype) == ((4, 96, 96), torch.int32)
     assert read.taught.shape == (4, 5, 12, 12)

@@ -305,6 +305,22 @@ def test_consistency_is_a_mean_of_both_maps(rng: np.random.Generator) -> None:
     )
 
 
+def test_consistency_counts_what_is_known(rng: np.random.Generator) -> None:
+    ours = rng.normal(size=(2, 3, 4, 6))
+    theirs = rng.normal(size=(2, 3, 2, 3))
+    is_known = rng.random((2, 1, 2, 3)) < 0.5
+    apart = [
+        abs(ours[b, c, 2 * y, 2 * x] - theirs[b, c, y, x])
+        for b, c, y, x in np.ndindex(*theirs.shape)
+        if is_known[b, 0, y, x]
+    ]
+    assert 0 < len(apart) < theirs.size
+    found = losses.consistency_loss([tensor(ours)], [tensor(theirs)], tensor(is_known))
+    assert float(found) == pytest.approx(float(np.mean(apart)) / 2)
+    nowhere = losses.consistency_loss([tensor(ours)], [tensor(theirs)], tensor(is_known & False))
+    assert float(nowhere) == 0
+
+
 def test_the_weights_are_those_of_the_paper() -> None:
     two, three, five = (torch.tensor(value) for value in (2.0, 3.0, 5.0))
     description = losses.description_loss(two, three, Sfd2LossWeights())

@@ -14,7 +14,7 @@ from typing import Any
 
 from feat_ros import config
 from feat_ros.cli.common import add_command, progress
-from feat_ros.errors import DataError
+from feat_ros.errors import ConfigError, DataError
 from feat_ros.training.configs import (
     AislfdConfig,
     HowConfig,
@@ -52,6 +52,20 @@ once a photograph, not at every step. A file takes about 2 MB.
 
 SAM is not part of feat_ros. You need its authors' package, and one of their checkpoints:
   pip install torchvision git+https://github.com/facebookresearch/segment-anything
+
+Files that are there are kept: what was interrupted goes on with the next photograph."""
+
+_CORNER_FILES = 'Write where photographs have corners into files beside them, to train sfd2.'
+_CORNER_FILES_DESCRIPTION = f"""{_CORNER_FILES}
+
+NAME.corners.npz beside NAME.jpg holds the probability that a corner is in a pixel: the mean of
+what a detector says of the photograph and of random homographies of it, warped back. With --set
+corners=files "feat_ros train sfd2" learns it, times the stability of the labels, by equation 1 of
+its paper. The detector runs once a photograph, not at every step. A file takes about 1 MB.
+
+No detector is part of feat_ros. The checkpoint is a state dict of MagicPoint with the names
+backbone.0.0.conv.weight to detector.1.bn.running_var, or SuperPoint as its authors give it out
+(superpoint_v1.pth), for who has it; its licence excludes commercial use.
 
 Files that are there are kept: what was interrupted goes on with the next photograph."""
 
@@ -121,6 +135,22 @@ def add_parser(commands: Any) -> None:
     )
     sam.add_argument('--device', default='cpu', metavar='NAME', help='of torch; default: cpu')
     sam.set_defaults(run=run_sam_files)
+    corners = add_command(
+        systems, 'corner-files', _CORNER_FILES,
+        'feat_ros train corner-files photographs --checkpoint magicpoint.pt --device cuda\n'
+        '  feat_ros train sfd2 --config sfd2.json --set corners=files --out run',
+    )  # fmt: skip
+    corners.description = _CORNER_FILES_DESCRIPTION
+    corners.add_argument('photos', nargs='+', metavar='PHOTOS', help='folders of photographs')
+    corners.add_argument(
+        '--checkpoint', type=Path, required=True, metavar='FILE', help='MagicPoint or SuperPoint'
+    )
+    corners.add_argument(
+        '--homographies', type=int, default=100, metavar='N',
+        help='views of a photograph, itself the first; default: 100',
+    )  # fmt: skip
+    corners.add_argument('--device', default='cpu', metavar='NAME', help='of torch; default: cpu')
+    corners.set_defaults(run=run_corner_files)
     weights = add_command(
         systems, 'weights',
         'Write the averaged weights of a run, as it stands, for an extractor: '
@@ -181,6 +211,22 @@ def run_sam_files(args: argparse.Namespace) -> dict[str, Any]:
     photos = find_photos(args.photos)
     written = write_sam_files(
         photos, args.type, args.checkpoint, get_device(args.device), progress
+    )
+    print(f'{written} files written, {len(photos) - written} were there')
+    return {'written': written, 'kept': len(photos) - written}
+
+
+def run_corner_files(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the files of corners of photographs."""
+    from feat_ros.training.corner_writer import write_corner_files
+    from feat_ros.training.pictures import find_photos
+    from feat_ros.training.run import get_device
+
+    if args.homographies < 1:
+        raise ConfigError(f'--homographies is {args.homographies}: it must be at least 1')
+    photos = find_photos(args.photos)
+    written = write_corner_files(
+        photos, args.checkpoint, args.homographies, get_device(args.device), progress
     )
     print(f'{written} files written, {len(photos) - written} were there')
     return {'written': written, 'kept': len(photos) - written}

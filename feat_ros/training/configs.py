@@ -87,6 +87,11 @@ class RunConfig(Config):
         """Which network is run on the views to be learned from, if any."""
         return None
 
+    @property
+    def reads_corners(self) -> bool:
+        """Whether it learns from files of corners."""
+        return False
+
 
 @dataclass(frozen=True)
 class LiteConfig(RunConfig):
@@ -123,6 +128,30 @@ class Sfd2Config(RunConfig):
     inter_class: float = option(0.0, 'w_inter of equation 4', minimum=0.0)
     intra_class: float = option(0.0, 'w_intra of equation 4', minimum=0.0)
     stability: float = option(0.3, 'of the stability head', minimum=0.0)
+    corners: str = option(
+        'extrema', 'what the heat map learns: extrema that both views have, or equation 1 from '
+        'files of "feat_ros train corner-files" and labels',
+        choices=('extrema', 'files'),
+    )  # fmt: skip
+    consistency: float = option(0.0, 'w_feat of equation 6', minimum=0.0)
+    teacher: str = option(
+        'sfd2_lite', 'of equation 5; or files (NAME.sam.npz), or sam:TYPE:CHECKPOINT'
+    )
+
+    @property
+    def sam_parts(self) -> SamParts:
+        """Features, where they are its teacher."""
+        return SamParts(features=self.consistency > 0 and self.teacher == 'files')
+
+    @property
+    def taught_by(self) -> str | None:
+        """Its teacher, unless what that sees is in files."""
+        return self.teacher if self.consistency > 0 and self.teacher != 'files' else None
+
+    @property
+    def reads_corners(self) -> bool:
+        """For equation 1."""
+        return self.corners == 'files'
 
 
 @dataclass(frozen=True)

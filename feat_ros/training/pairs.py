@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from feat_ros.models.scale_space import Points, ScaleSpace
 from feat_ros.models.sfd2_lite import GROUPS, tones
 from feat_ros.semantics import StabilityGroup
+from feat_ros.training import corner_files
 from feat_ros.training.augment import change_light
 from feat_ros.training.configs import PairConfig, SamParts
 from feat_ros.training.pictures import Picture, PictureBank, read_photo
@@ -60,9 +61,10 @@ class Batch(NamedTuple):
     ``masks``     (2P, S, S) int32  SAM's mask of every pixel: its number, 0 in none, -1 unknown
     ``taught``    (2P, C, s, s)     SAM's features at cells of 8x8 pixels, s = S / 8
     ``is_taught`` (2P, 1, s, s)     where they are known, bool
+    ``corners``   (2P, 1, S, S)     probability of a corner in every pixel, NaN unknown
     ============  ================  ======================================================
 
-    The last three are None where they are not asked for, or no photograph has them.
+    The last four are None where they are not asked for, or no photograph has them.
     """
 
     images: Tensor
@@ -74,6 +76,7 @@ class Batch(NamedTuple):
     masks: Tensor | None = None
     taught: Tensor | None = None
     is_taught: Tensor | None = None
+    corners: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -119,6 +122,7 @@ class PairMaker(Dataset[Batch]):
     :param town: None for photographs only.
     :param device: where pictures lie and pairs are made.
     :param sam_parts: what is read of SAM's files beside photographs.
+    :param reads_corners: whether the files of corners are read.
     :raises DataError: a file cannot be used.
     """
 
@@ -130,6 +134,7 @@ class PairMaker(Dataset[Batch]):
         seed: int,
         device: torch.device | str = 'cpu',
         sam_parts: SamParts = _NO_PARTS,
+        reads_corners: bool = False,
     ) -> None:
         self.config, self.seed, self.device = config, seed, torch.device(device)
         pictures = [read_photo(path) for path in photos]
@@ -143,6 +148,9 @@ class PairMaker(Dataset[Batch]):
             self._town_pairs = town.pairs
         self._bank = PictureBank(pictures, self.device)
         self._sam_bank = open_bank(photos, pictures, sam_parts, self.device)
+        self._corner_bank = None
+        if reads_corners:
+            self._corner_bank = corner_files.open_bank(photos, pictures, self.device)
         weight = np.sqrt(self._bank.size_wh[: self._num_photos].prod(axis=1))
         self._share = weight / weight.sum()
         self._detector = ScaleSpace().to(self.device)
@@ -187,11 +195,14 @@ class PairMaker(Dataset[Batch]):
         column, row = points.xy.long().clamp(0, size - 1).unbind(-1)
         group = torch.gather(outputs.flatten(1), 1, row * size + column)
         group = torch.where(is_point, group, -1)
+        corners = None
+        if self._corner_bank is not None:
+            corners = self._corner_bank.views(both.picture, both.source_from_view, size)
         sam = NO_SAM
         if self._sam_bank is not None:
             sam = self._sam_bank.views(both.picture, both.source_from_view, size)
         target = torch.cat([target_a, target_b])
-        return Batch(images, points, partner, target, group, outputs, *sam)
+        return Batch(images, points, partner, target, group, outputs, *sam, corners)
 
     def _transfer(
         self, xy: Tensor, here: Cut, there: Cut, is_town: Tensor

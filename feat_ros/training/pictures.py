@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +21,9 @@ from feat_ros.semantics import StabilityGroup
 UInt8 = npt.NDArray[np.uint8]
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png')
-_LABEL_SUFFIX, _SAM_SUFFIX = '.group.png', '.sam.npz'
-_SMALLEST_LEVEL = 256
+_LABEL_SUFFIX, _SAM_SUFFIX, _CORNERS_SUFFIX = '.group.png', '.sam.npz', '.corners.npz'
+# A picture with a shorter side than this is not halved.
+SMALLEST_LEVEL = 256
 
 
 class Picture(NamedTuple):
@@ -55,21 +56,26 @@ def find_photos(folders: list[str]) -> list[Path]:
             if other.name != path.name:
                 raise DataError(
                     f'{other} and {path} would share the files beside them, '
-                    f'{_label_path(path).name} for one: rename or remove one of the two'
+                    f'{label_path(path).name} for one: rename or remove one of the two'
                 )
     return list(found.values())
 
 
-def data_manifest(paths: list[Path], has_sam: bool = False) -> list[dict[str, str]]:
+def data_manifest(
+    paths: list[Path], has_sam: bool = False, has_corners: bool = False
+) -> list[dict[str, str]]:
     """Name, with the folder it is in, and sha256 of each file and of its labels.
 
     :param has_sam: with that of its file of SAM too.
+    :param has_corners: with that of its file of corners too.
     """
     manifest = []
     for path in paths:
-        files = {'sha256': path, 'labels_sha256': _label_path(path)}
+        files = {'sha256': path, 'labels_sha256': label_path(path)}
         if has_sam:
             files['sam_sha256'] = sam_path(path)
+        if has_corners:
+            files['corners_sha256'] = corners_path(path)
         hashes = {
             key: hashlib.sha256(file.read_bytes()).hexdigest()
             for key, file in files.items()
@@ -79,13 +85,19 @@ def data_manifest(paths: list[Path], has_sam: bool = False) -> list[dict[str, st
     return manifest
 
 
-def _label_path(path: Path) -> Path:
+def label_path(path: Path) -> Path:
+    """Return where the labels of a photograph are, if there are any."""
     return path.with_name(path.stem + _LABEL_SUFFIX)
 
 
 def sam_path(photo: Path) -> Path:
     """Return where the file of SAM of a photograph is, if there is one."""
     return photo.with_name(photo.stem + _SAM_SUFFIX)
+
+
+def corners_path(photo: Path) -> Path:
+    """Return where the file of corners of a photograph is, if there is one."""
+    return photo.with_name(photo.stem + _CORNERS_SUFFIX)
 
 
 def read_photo(path: Path) -> Picture:
@@ -97,13 +109,13 @@ def read_photo(path: Path) -> Picture:
     if bgr is None:
         raise DataError(f'{path} is no picture that OpenCV reads: remove it')
     image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-    label_path = _label_path(path)
+    labels = label_path(path)
     group = None
-    if label_path.exists():
-        found = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE)
+    if labels.exists():
+        found = cv2.imread(str(labels), cv2.IMREAD_GRAYSCALE)
         group = np.zeros((0, 0), np.uint8) if found is None else np.asarray(found, np.uint8)
         if group.shape != image.shape[:2] or group.max() >= len(StabilityGroup):
-            raise DataError(f'{label_path} is not a label image of {path}: size or ids differ')
+            raise DataError(f'{labels} is not a label image of {path}: size or ids differ')
     return Picture(image, group)
 
 
@@ -114,10 +126,10 @@ class PictureBank:
     """
 
     def __init__(self, pictures: Sequence[Picture], device: torch.device) -> None:
-        packed, first = [], []
-        sizes: list[tuple[int, int]] = []
+        packed = []
+        sizes: list[list[tuple[int, int]]] = []
         for picture in pictures:
-            first.append(len(sizes))
+            sizes.append([])
             image = picture.image
             group = picture.group
             if group is None:
@@ -126,32 +138,95 @@ class PictureBank:
             while True:
                 height, width = image.shape[:2]
                 packed.append(np.dstack([image, labels]).reshape(-1, 4))
-                sizes.append((width, height))
-                if min(width, height) < _SMALLEST_LEVEL:
+                sizes[-1].append((width, height))
+                if min(width, height) < SMALLEST_LEVEL:
                     break
                 half_wh = (width // 2, height // 2)
                 image = np.asarray(cv2.resize(image, half_wh, interpolation=cv2.INTER_AREA))
                 labels = np.asarray(cv2.resize(labels, half_wh, interpolation=cv2.INTER_NEAREST))
-        self.size_wh = np.array([sizes[level] for level in first], np.float64)
+        self.size_wh = np.array([levels[0] for levels in sizes], np.float64)
         pixels = np.concatenate(packed)
         self._pixels = torch.from_numpy(pixels.view(np.int32).reshape(-1)).to(device)
-        count = [width * height for width, height in sizes]
-        start = np.concatenate([[0], np.cumsum(count)[:-1]])
-        levels = np.diff([*first, len(sizes)])
-        self._first, self._num_levels, self._start, self._size = (
-            torch.from_numpy(np.asarray(each, np.int64)).to(device)
-            for each in (first, levels, start, np.array(sizes))
-        )
+        self._levels = Levels(sizes, device)
 
     def views(self, picture: Tensor, source_from_view: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Cut square views out of pictures, between pixels and with mirrors beyond borders.
+
+        :param picture: (V,) int64.
+        :param source_from_view: (V, 3, 3), pixels of the full picture from those of the view.
+        :param size: side S of a view in pixels.
+        :returns: (V, 3, S, S) float32 of 0 to 255, and groups (V, S, S) uint8.
+        """
+        taps = self._levels.taps(picture, source_from_view, size)
+        total: Tensor | None = None
+        for index, weight in taps:
+            taken = self._pixels[index]
+            rgb = torch.stack([(taken >> shift & 255) for shift in (0, 8, 16)], 1)
+            part = rgb.float() * weight[:, None]
+            total = part if total is None else total + part
+        assert total is not None
+        group = self._pixels[taps.nearest] >> 24
+        return total, group.to(torch.uint8)
+
+
+class Taps:
+    """The four pixels around each place of views, one after the other, and their weights.
+
+    :param start: (V, 1, 1) where the pictures begin.
+    :param columns: the left and the right column (V, S, S); likewise ``rows``, each times the
+        width.
+    :param right_share: (V, S, S) weight of the right column; likewise ``down_share``.
+    """
+
+    def __init__(
+        self, start: Tensor, columns: Sequence[Tensor], rows: Sequence[Tensor],
+        right_share: Tensor, down_share: Tensor,
+    ) -> None:  # fmt: skip
+        self._start, self._columns, self._rows = start, columns, rows
+        self._right_share, self._down_share = right_share, down_share
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels (V, S, S) int64, counted over all levels, and weights (V, S, S)."""
+        for row, down in zip(self._rows, (1 - self._down_share, self._down_share), strict=True):
+            shares = (1 - self._right_share, self._right_share)
+            for column, right in zip(self._columns, shares, strict=True):
+                yield self._start + row + column, down * right
+
+    @property
+    def nearest(self) -> Tensor:
+        """The nearest pixel (V, S, S)."""
+        column = torch.where(self._right_share < 0.5, *self._columns)
+        row = torch.where(self._down_share < 0.5, *self._rows)
+        return self._start + row + column
+
+
+class Levels:
+    """Where the pixels of pictures at full, half, quarter ... resolution lie, one after another.
+
+    :param sizes_wh: of the levels of each picture.
+    """
+
+    def __init__(
+        self, sizes_wh: Sequence[Sequence[tuple[int, int]]], device: torch.device
+    ) -> None:
+        counts = [len(levels) for levels in sizes_wh]
+        sizes = np.array([wh for levels in sizes_wh for wh in levels], np.int64)
+        first, start = (
+            np.concatenate([[0], np.cumsum(each)[:-1]]) for each in (counts, sizes.prod(1))
+        )
+        self._first, self._num_levels, self._start, self._size = (
+            torch.from_numpy(np.asarray(each, np.int64)).to(device)
+            for each in (first, counts, start, sizes)
+        )
+
+    def taps(self, picture: Tensor, source_from_view: Tensor, size: int) -> Taps:
+        """Return where the centres of the pixels of views are, with mirrors beyond borders.
 
         Of a picture the level is taken at which a pixel of the view is one to two of it.
 
         :param picture: (V,) int64.
         :param source_from_view: (V, 3, 3), pixels of the full picture from those of the view.
         :param size: side S of a view in pixels.
-        :returns: (V, 3, S, S) float32 of 0 to 255, and groups (V, S, S) uint8.
         """
         side = torch.tensor(
             [[0.0, 0, 1], [size, 0, 1], [size, size, 1], [0, size, 1]],
@@ -173,20 +248,7 @@ class PictureBank:
         right_share, down_share = left - column, top - row
         columns = [mirror(column.long() + k, width) for k in (0, 1)]
         rows = [mirror(row.long() + k, height) * width for k in (0, 1)]
-        start = self._start[level][:, None, None]
-        total: Tensor | None = None
-        for k, down in enumerate((1 - down_share, down_share)):
-            for j, right in enumerate((1 - right_share, right_share)):
-                taken = self._pixels[start + rows[k] + columns[j]]
-                weight = down * right
-                rgb = torch.stack([(taken >> shift & 255) for shift in (0, 8, 16)], 1)
-                part = rgb.float() * weight[:, None]
-                total = part if total is None else total + part
-        assert total is not None
-        nearest_column = torch.where(right_share < 0.5, columns[0], columns[1])
-        nearest_row = torch.where(down_share < 0.5, rows[0], rows[1])
-        group = self._pixels[start + nearest_row + nearest_column] >> 24
-        return total, group.to(torch.uint8)
+        return Taps(self._start[level][:, None, None], columns, rows, right_share, down_share)
 
 
 def places(source_from_view: Tensor, size: int, side: int) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,13 @@ from feat_ros.training.configs import RunConfig
 from feat_ros.training.curves import Curves
 from feat_ros.training.losses import dual_softmax_loss, MatchLoss
 from feat_ros.training.pairs import Batch, PairMaker
-from feat_ros.training.pictures import data_manifest, find_photos, sam_path
+from feat_ros.training.pictures import (
+    corners_path,
+    data_manifest,
+    find_photos,
+    label_path,
+    sam_path,
+)
 from feat_ros.training.teachers import describe_teacher
 from feat_ros.training.town_cache import TownCache
 
@@ -105,6 +111,7 @@ class System:
     :ivar make: the part of it that learns.
     :ivar prefix: what goes before the names of that part's state dict in the network's.
     :ivar losses: the loss of a batch and what is logged of it, as tensors.
+    :ivar changes: which of the options are others, from the configuration of a run.
     """
 
     network: str
@@ -112,6 +119,7 @@ class System:
     make: Callable[[], nn.Module]
     prefix: str
     losses: Callable[[Trainee, Batch, Any], tuple[Tensor, dict[str, Tensor]]]
+    changes: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
@@ -132,7 +140,8 @@ class Run:
     """
 
     def __init__(self, system: System, config: RunConfig, folder: Path) -> None:
-        self.system, self.config, self.folder = system, config, folder
+        self.system = replace(system, options={**system.options, **system.changes(config)})
+        self.config, self.folder = config, folder
         self.device = get_device(config.device)
         torch.set_num_threads(config.threads)
         cv2.setNumThreads(1)
@@ -152,6 +161,8 @@ class Run:
                 f'teacher=files, but none of {len(self.photos)} photographs has a file of SAM '
                 f'({sam_path(self.photos[0]).name}): write them with "feat_ros train sam-files"'
             )
+        if config.reads_corners:
+            _check_corners(self.photos)
         self.town = None if config.town is None else TownCache(Path(config.town))
         self._write_manifest()
         self.trainee = Trainee(system.make()).to(self.device)
@@ -188,6 +199,7 @@ class Run:
                     f'{self.folder} holds a run that was taught by {taught}, not by {teacher}: '
                     'put that file back, or name another folder'
                 )
+        beside = any(self.config.sam_parts), self.config.reads_corners
         manifest = {
             **trained,
             'teacher': teacher,
@@ -196,8 +208,8 @@ class Run:
             'torch': torch.__version__,
             'numpy': np.__version__,
             'opencv': cv2.__version__,
-            'training': data_manifest(self.photos, any(self.config.sam_parts)),
-            'validation': data_manifest(self.held_out, any(self.config.sam_parts)),
+            'training': data_manifest(self.photos, *beside),
+            'validation': data_manifest(self.held_out, *beside),
             'town': None if self.town is None else self.town.description,
         }
         path.write_text(json.dumps(manifest, indent=1) + '\n', encoding='utf-8')
@@ -231,8 +243,9 @@ class Run:
         config = self.config
         device = torch.device('cpu') if config.workers else self.device
         maker = PairMaker(
-            config.pair, self.photos, self.town, config.seed, device, config.sam_parts
-        )
+            config.pair, self.photos, self.town, config.seed, device, config.sam_parts,
+            config.reads_corners,
+        )  # fmt: skip
         if not config.workers:
             return (maker[step] for step in range(self.step, last))
         return iter(
@@ -324,8 +337,9 @@ class Run:
         config = self.config
         if not self._validation:
             maker = PairMaker(
-                config.pair, self.held_out, None, _VALIDATION_SEED, self.device, config.sam_parts
-            )
+                config.pair, self.held_out, None, _VALIDATION_SEED, self.device, config.sam_parts,
+                config.reads_corners,
+            )  # fmt: skip
             self._validation = [maker[number] for number in range(config.validation_batches)]
         averaged = Trainee(self.system.make()).to(self.device)
         averaged.load_state_dict(self.average.values, strict=True)
@@ -354,6 +368,21 @@ def get_device(name: str) -> torch.device:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError):
         raise ConfigError(f'device {name!r} cannot be used here: choose cpu or cuda') from None
+
+
+def _check_corners(photos: list[Path]) -> None:
+    with_file = [path for path in photos if corners_path(path).exists()]
+    if not with_file:
+        raise DataError(
+            f'corners=files, but none of {len(photos)} photographs has a file of corners '
+            f'({corners_path(photos[0]).name}): write them with "feat_ros train corner-files"'
+        )
+    if not any(label_path(path).exists() for path in with_file):
+        raise DataError(
+            f'corners=files, but none of the {len(with_file)} photographs with a file of corners '
+            f'has labels ({label_path(with_file[0]).name}): equation 1 needs the stability of '
+            'what a corner is on'
+        )
 
 
 def averaged_weights(system: System, folder: Path, about: dict[str, Any] | None = None) -> Weights:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,12 @@ from feat_ros.errors import DataError
 from feat_ros.training import checkpoint
 from feat_ros.training.configs import SamParts
 from feat_ros.training.pictures import mirror, Picture, places, sam_path
+from feat_ros.training.side_files import SideFiles
 
 # Features are taken at cells of so many pixels of a view, where the student has its own.
 _STRIDE = 8
-_AGAIN = 'remove it and write it again with "feat_ros train sam-files"'
+
+FILES = SideFiles(sam_path, 'SAM', 'sam-files')
 
 
 class SamFile(NamedTuple):
@@ -75,40 +77,24 @@ def read_sam(photo: Path, size_wh: tuple[int, int]) -> SamFile:
     :raises DataError: missing, damaged, or of a photograph of another size.
     """
     path = sam_path(photo)
-    masks, features, model = _arrays(path, SamFile._fields).values()
+    masks, features, model = FILES.read(photo, SamFile._fields).values()
     is_whole = masks.dtype == np.uint16 and masks.ndim == 2 and features.dtype == np.float16
     if not is_whole or features.ndim != 3 or not features.size or not np.isfinite(features).all():
-        raise DataError(f'{path} is damaged, or no file of SAM: {_AGAIN}')
+        raise DataError(f'{path} is damaged, or no file of SAM: {FILES.again}')
     found = SamFile(masks, features, str(model))
     if masks.shape[::-1] != size_wh:
         raise DataError(
             f'{path} is of {masks.shape[1]}x{masks.shape[0]} pixels, {photo.name} of '
-            f'{size_wh[0]}x{size_wh[1]}: {_AGAIN}'
+            f'{size_wh[0]}x{size_wh[1]}: {FILES.again}'
         )
     # Whole cells that cover the photograph; SAM rounds its shorter side.
     apart = np.array(features.shape[1:]) - np.array(masks.shape) / _cell_px(found)
     if np.abs(apart - 0.5).max() > 1:
         raise DataError(
             f'{path} has features of {features.shape[2]}x{features.shape[1]} cells, which is not '
-            f'the shape of {photo.name}: {_AGAIN}'
+            f'the shape of {photo.name}: {FILES.again}'
         )
     return found
-
-
-def model_of(photo: Path) -> str:
-    """Return which model made the file of a photograph.
-
-    :raises DataError: missing or damaged.
-    """
-    return str(_arrays(sam_path(photo), ['model'])['model'])
-
-
-def _arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    return checkpoint.load(
-        path, names,
-        missing='does not exist: write it with "feat_ros train sam-files"',
-        damaged=f'is damaged, or no file of SAM: {_AGAIN}',
-    )  # fmt: skip
 
 
 def _cell_px(found: SamFile) -> float:

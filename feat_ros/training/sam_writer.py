@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from feat_ros.errors import DataError
-from feat_ros.training.pictures import read_photo, sam_path
-from feat_ros.training.sam_files import model_of, SamFile, write_sam
+from feat_ros.training.pictures import read_photo
+from feat_ros.training.sam_files import FILES, SamFile, write_sam
 from feat_ros.training.teachers import checkpoint_sha256, open_sam
 from feat_ros.types import Progress
 
@@ -31,15 +30,8 @@ def write_sam_files(
     :raises DataError: a photograph cannot be read, a file not be written, or one that is there
         was made by another model.
     """
-    model, missing = f'{kind} {checkpoint_sha256(checkpoint)}', []
-    for photo in photos:
-        if not sam_path(photo).exists():
-            missing.append(photo)
-        elif (made_by := model_of(photo)) != model:
-            raise DataError(
-                f'{sam_path(photo)} was made by {made_by}, not by {model}: remove it, or name '
-                'that checkpoint'
-            )
+    model = f'{kind} {checkpoint_sha256(checkpoint)}'
+    missing = FILES.missing(photos, model)
     if not missing:
         return 0
     see = Eye(kind, checkpoint, device, model)

@@ -16,7 +16,7 @@ from feat_ros.training import samfeat_losses as of_paper
 from feat_ros.training.configs import SamfeatConfig
 from feat_ros.training.pairs import Batch
 from feat_ros.training.run import contrast, System, Trainee
-from feat_ros.training.teachers import create_teacher
+from feat_ros.training.teachers import features_of
 
 # Pixels that a negative is away from the match, at least.
 _APART_PX = 8.0
@@ -51,11 +51,7 @@ def losses(
     total = detection + triplet + config.match * match.loss
     logged |= {'detection_loss': detection.detach(), 'triplet_loss': triplet.detach()}
     if config.distillation:
-        if config.teacher == 'files':
-            features, is_known = batch.taught, batch.is_taught
-        else:
-            features, is_known = create_teacher(config.teacher, device)(batch.images), None
-        loss = _distillation(maps, features, is_known)
+        loss = _distillation(maps, *features_of(batch, config.teacher))
         total = total + config.distillation * loss
         logged['distillation_loss'] = loss.detach()
     if config.grouping:

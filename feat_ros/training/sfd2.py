@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How ``sfd2`` is trained.
 
-The losses are the paper's (:mod:`feat_ros.training.sfd2_losses`), with three choices of our own,
-each of which has a figure in docs/models/sfd2.md. The corner teacher is the scale space of the
-image: what it finds in both views of a pair is reliable. Detection is a cross-entropy over the 65
-outputs of a cell instead of one over each pixel. And descriptors are contrasted with all points of
-the batch. No teacher for equation 5 is used.
+The loss is equation 6 of the paper (:mod:`feat_ros.training.sfd2_losses`) and two terms of our
+own. As it is by default, with three choices that docs/models/sfd2.md gives the reasons of: the
+corner teacher is the scale space of the image, what it finds in both views of a pair is reliable;
+detection is a cross-entropy over the 65 outputs of a cell instead of one over each pixel; and
+descriptors are contrasted with all points of the batch. With ``corners=files``, ``match=0``,
+``stability=0`` and the weights of the paper it is what the paper says.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from feat_ros.models.sfd2 import CELL, DESCRIPTOR_STRIDE, reliability, Sfd2
+from feat_ros.models.sfd2 import CELL, DESCRIPTOR_STRIDE, reliability, Sfd2, Sfd2Maps
 from feat_ros.models.sfd2_lite import GROUPS, sample
 from feat_ros.semantics import STABILITY
 from feat_ros.training.configs import Sfd2Config
@@ -26,11 +27,21 @@ from feat_ros.training.run import contrast, share_right, System, Trainee
 from feat_ros.training.sfd2_losses import (
     average_precision,
     class_candidates,
+    consistency_loss,
+    description_loss,
+    detection_loss,
+    global_reliability,
     inter_class_loss_of_some,
     intra_class_loss,
+    Sfd2LossWeights,
     stability_loss,
+    total_loss,
 )
+from feat_ros.training.teachers import features_of
 
+# Seed of what takes a teacher's channels to those of the network.
+_PROJECTION_SEED = 5
+_TINY = 1e-5
 OPTIONS: dict[str, Any] = {'stability_exponent': 0.5, 'tones': 'adapted'}
 
 
@@ -81,6 +92,53 @@ def cell_loss(cell_logits: Tensor, target: Tensor, is_known: Tensor) -> Tensor:
     return (each * is_known).sum() / is_known.sum().clamp(min=1)
 
 
+def corner_loss(cell_logits: Tensor, batch: Batch) -> Tensor:
+    """Equation 1, with S_rel of the files of corners and S_sta of the labels.
+
+    :param cell_logits: (V, 65, h, w).
+    """
+    if batch.corners is None:
+        return cell_logits.sum() * 0
+    # The last is for unknown pixels, whose index is -1.
+    values = [*(STABILITY[group] for group in GROUPS), float('nan')]
+    stability = batch.corners.new_tensor(values)[batch.groups][:, None]
+    target = global_reliability(batch.corners, stability)
+    return detection_loss(reliability(cell_logits), target)
+
+
+def reachable(features: Tensor, is_known: Tensor | None, channels: int) -> Tensor:
+    """Bring the features of any teacher to where a map of the network can follow them.
+
+    A map that equation 5 compares has gone through a batch norm without scale and offset and a
+    ReLU, so no teacher's numbers as they are can be had from it: the paper compares with those of
+    ConvNeXt, half of which are negative. These go the same way: each channel is a fixed random
+    sum of the teacher's, of mean 0 and deviation 1 over the batch, then rectified. A sum that is
+    fixed is no parameter to be kept and thrown away, and any number of channels fits.
+
+    :param features: (V, C, h, w).
+    :param is_known: (V, 1, h, w) bool, which places count; None for all.
+    :param channels: how many there are to be.
+    """
+    generator = torch.Generator().manual_seed(_PROJECTION_SEED)
+    mixing = torch.randn(channels, features.shape[1], generator=generator).to(features.device)
+    mixed = torch.einsum('oc,vchw->vohw', mixing, features.float())
+    weight = torch.ones_like(mixed[:, :1]) if is_known is None else is_known.float()
+    count, over = weight.sum().clamp(min=1), (0, 2, 3)
+    apart = mixed - (mixed * weight).sum(over, keepdim=True) / count
+    variance = (apart.square() * weight).sum(over, keepdim=True) / count
+    return functional.relu(apart / (variance + _TINY).sqrt())
+
+
+def _consistency(maps: Sfd2Maps, batch: Batch, teacher: str) -> Tensor:
+    """Equation 5: both maps with the one that the teacher gives."""
+    features, is_known = features_of(batch, teacher)
+    ours = [each.float() for each in maps.features]
+    if features is None:
+        return ours[0].sum() * 0
+    targets = [reachable(features, is_known, each.shape[1]) for each in ours]
+    return consistency_loss(ours, targets, is_known)
+
+
 def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of a batch and what is logged of it."""
     network = trainee.network
@@ -91,8 +149,10 @@ def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, 
     with torch.autocast(device.type, torch.bfloat16, enabled=config.use_bfloat16):
         maps = network.dense(planes.contiguous(memory_format=torch.channels_last))
     cell_logits, dense = maps.cell_logits.float(), maps.descriptors.float()
-    target, is_known = cell_targets(batch)
-    detection = cell_loss(cell_logits, target, is_known)
+    if config.reads_corners:
+        detection = corner_loss(cell_logits, batch)
+    else:
+        detection = cell_loss(cell_logits, *cell_targets(batch))
 
     count = batch.points.xy.shape[1]
     image = torch.arange(views, device=device).repeat_interleave(count)
@@ -105,14 +165,24 @@ def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, 
     groups = batch.groups[:, step // 2 :: step, step // 2 :: step]
     stability_logits = maps.stability_logits.float()
     stability = stability_loss(stability_logits, groups)
-    total = config.match * match.loss + config.detection * detection
-    total = total + config.stability * stability
+    inter_class = intra_class = consistency = torch.zeros((), device=device)
     if config.inter_class:
-        group = batch.group.reshape(-1)
-        total = total + config.inter_class * inter_class_loss_of_some(descriptors, group)
+        inter_class = inter_class_loss_of_some(descriptors, batch.group.reshape(-1))
+        logged['inter_class_loss'] = inter_class.detach()
     if config.intra_class:
         score = reliability(cell_logits)
-        total = total + config.intra_class * _intra_class(batch, descriptors, dense, groups, score)
+        intra_class = _intra_class(batch, descriptors, dense, groups, score)
+        logged['intra_class_loss'] = intra_class.detach()
+    if config.consistency:
+        consistency = _consistency(maps, batch, config.teacher)
+        logged['consistency_loss'] = consistency.detach()
+    weights = Sfd2LossWeights(
+        detection=config.detection, consistency=config.consistency,
+        inter_class=config.inter_class, intra_class=config.intra_class,
+    )  # fmt: skip
+    description = description_loss(inter_class, intra_class, weights)
+    of_paper = total_loss(detection, description, consistency, weights)
+    total = config.match * match.loss + of_paper + config.stability * stability
     with torch.no_grad():
         logged |= {
             'detection_loss': detection.detach(),
@@ -150,4 +220,6 @@ SYSTEM = System(
     make=lambda: Sfd2(**OPTIONS),
     prefix='',
     losses=losses,
+    # A heat map that has learned equation 1 holds the stability.
+    changes=lambda config: {'stability_exponent': 0.0} if config.reads_corners else {},
 )

@@ -253,7 +253,9 @@ def _mean_of_classes(cost: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(means).mean() if means else (cost * 0).sum()
 
 
-def consistency_loss(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+def consistency_loss(
+    features: Sequence[Tensor], targets: Sequence[Tensor], is_known: Tensor | None = None
+) -> Tensor:
     """Equation 5: L_feat = 1/2 sum of |X_i - X_i^ConvNeXt|, the mean over places and channels.
 
     The teacher's second map is coarser than ours, which the paper does not mention: ours is
@@ -261,11 +263,16 @@ def consistency_loss(features: Sequence[Tensor], targets: Sequence[Tensor]) -> T
 
     :param features: maps (B, C_i, h_i, w_i), ``Sfd2Maps.features``, which are two.
     :param targets: as many maps of the teacher, with as many channels.
+    :param is_known: (B, 1, h, w) bool, where there is a target; None for everywhere.
     """
-    apart = [
-        (functional.interpolate(ours, target.shape[2:], mode='nearest') - target).abs().mean()
-        for ours, target in zip(features, targets, strict=True)
-    ]
+    apart = []
+    for ours, target in zip(features, targets, strict=True):
+        each = (functional.interpolate(ours, target.shape[2:], mode='nearest') - target).abs()
+        if is_known is None:
+            apart.append(each.mean())
+        else:
+            count = is_known.sum() * target.shape[1]
+            apart.append((each * is_known).sum() / count.clamp(min=1))
     return torch.stack(apart).sum() / 2
 
 

@@ -19,9 +19,21 @@ from feat_ros.errors import ConfigError, NetworkError
 from feat_ros.models.sfd2_lite import tones
 from feat_ros.models.weights import build_network, load_weights, read_checkpoint
 from feat_ros.runtimes import WEIGHTS
+from feat_ros.training.pairs import Batch
 
 # RGB uint8 views (V, S, S, 3) to features (V, C, h, w).
 Teacher = Callable[[Tensor], Tensor]
+
+
+def features_of(batch: Batch, name: str) -> tuple[Tensor | None, Tensor | None]:
+    """Return the teacher's features (2P, C, h, w) of a batch, and where they are known.
+
+    :param name: as of :func:`create_teacher`, or ``files``, whose features come with the batch.
+    :returns: None for features that no photograph has, and None where all are known.
+    """
+    if name == 'files':
+        return batch.taught, batch.is_taught
+    return create_teacher(name, batch.images.device)(batch.images), None
 
 
 @lru_cache(maxsize=1)
@@ -29,8 +41,7 @@ def create_teacher(name: str, device: torch.device) -> Teacher:
     """Make a teacher; the last one is kept, for every step asks for it.
 
     :param name: ``sfd2_lite``, our own network, whose features tell what stays from what moves;
-        or ``sam:TYPE:CHECKPOINT``, SAM itself by the package ``segment_anything``. (What
-        ``files`` hold comes with the batch.)
+        or ``sam:TYPE:CHECKPOINT``, SAM itself by the package ``segment_anything``.
     :raises ConfigError: an unknown name, or the package or the checkpoint is missing.
     """
     if name == 'sfd2_lite':
