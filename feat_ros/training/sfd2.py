@@ -111,7 +111,7 @@ def reachable(features: Tensor, is_known: Tensor | None, channels: int) -> Tenso
 
     A map that equation 5 compares has gone through a batch norm without scale and offset and a
     ReLU, so no teacher's numbers as they are can be had from it: the paper compares with those of
-    ConvNeXt, half of which are negative. These go the same way: each channel is a fixed random
+    ConvNeXt, which have both signs. These go the same way: each channel is a fixed random
     sum of the teacher's, of mean 0 and deviation 1 over the batch, then rectified. A sum that is
     fixed is no parameter to be kept and thrown away, and any number of channels fits.
 
