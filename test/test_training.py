@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from feat_ros.models.weights import load_weights  # noqa: E402
 from feat_ros.runtimes import WEIGHTS  # noqa: E402
 from feat_ros.semantics import StabilityGroup  # noqa: E402
 from feat_ros.training import augment, checkpoint, lite, pairs, pictures  # noqa: E402
+from feat_ros.training import run as run_module  # noqa: E402
 from feat_ros.training.configs import (  # noqa: E402
     LightConfig,
     LiteConfig,
@@ -38,7 +42,9 @@ from feat_ros.training.run import learning_rate, Run, Trainee  # noqa: E402
 from feat_ros.training.sfd2 import cell_targets  # noqa: E402
 from feat_ros.training.systems import get_system, SYSTEMS  # noqa: E402
 from feat_ros.training.town_cache import TownCache, TownViews, write_town_cache  # noqa: E402
+from feat_ros.training.validation import localize_town  # noqa: E402
 
+ROOT = Path(__file__).parents[1]
 Float = npt.NDArray[np.float64]
 PLAIN = LightConfig(
     night_share=0.0, shadow_share=0.0, motion_blur_share=0.0, blur_share=0.0, jpeg_share=0.0
@@ -413,6 +419,78 @@ def test_a_run_in_pieces_is_a_run_in_one(tmp_path: Path, photos: Path) -> None:
         {'file', 'sha256', 'labels_sha256'}, {'file', 'sha256'}, {'file', 'sha256'},
     ]  # fmt: skip
     assert len(data['validation']) == 1
+
+
+def test_localization_in_a_town(town: TownCache) -> None:
+    shipped = load_weights(WEIGHTS / 'sfd2_lite.npz', 'sfd2_lite')
+    found = localize_town(shipped, town, torch.device('cpu'))
+    assert found['localized'] >= 0.75
+    assert 0.5 < found['localized_area'] <= found['localized']
+    # As if each frame stood where the next one of its pairs stands.
+    elsewhere = copy.copy(town)
+    elsewhere._frames = [*town._frames[1:], town._frames[0]]
+    assert localize_town(shipped, elsewhere, torch.device('cpu'))['localized'] <= 0.25
+
+
+def test_a_run_keeps_what_localizes_best(
+    tmp_path: Path, photos: Path, town: TownCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    areas = iter([0.25, 0.5, 0.25])
+
+    def localized(weights: Any, cache: TownCache, device: Any) -> dict[str, float]:
+        assert cache.folder == town.folder
+        area = next(areas)
+        return {**localize_town(weights, cache, device), 'localized_area': area}
+
+    monkeypatch.setattr(run_module, 'localize_town', localized)
+    config = run_config(
+        photos, steps=3, log_every=7, validate_every=1, validation_town=str(town.folder)
+    )
+    Run(LITE, config, tmp_path).train()
+    lines = [json.loads(line) for line in (tmp_path / 'validation.jsonl').read_text().splitlines()]
+    assert [line['localized_area'] for line in lines] == [0.25, 0.5, 0.25]
+    assert all(0 <= line['localized'] <= 1 for line in lines)
+    assert load_weights(tmp_path / 'weights_best.npz', 'sfd2_lite').provenance['step'] == 2
+    data = json.loads((tmp_path / 'data.json').read_text())
+    assert data['validation_town']['num_towns'] == 1
+    with pytest.raises(DataError, match=r'has town 9001, as .*first_seed=9002'):
+        Run(LITE, replace(config, town=str(town.folder)), tmp_path / 'other')
+
+
+def test_two_processes_take_a_step_together(tmp_path: Path, photos: Path) -> None:
+    """The mean of the gradients of two batches; one process does not go on with such a run."""
+    config = run_config(photos, steps=2, warmup_steps=0)
+    run = Run(LITE, config, tmp_path / 'by_hand')
+    maker = PairMaker(config.pair, run.photos, None, config.seed)
+    gradients = []
+    run.trainee.train()
+    for number in (0, 1):
+        torch.manual_seed(config.seed + number)
+        run.trainee.zero_grad()
+        LITE.losses(run.trainee, maker[number], config)[0].backward()
+        gradients.append([each.grad for each in run.trainee.parameters()])
+    for parameter, *both in zip(run.trainee.parameters(), *gradients, strict=True):
+        parameter.grad = None if both[0] is None else torch.stack(both).mean(0)
+    torch.nn.utils.clip_grad_norm_(run.trainee.parameters(), 10.0)
+    run.optimizer.step()
+
+    (tmp_path / 'config.json').write_text(json.dumps(asdict(config)))
+    command = [
+        sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
+        '-m', 'feat_ros', 'train', 'sfd2_lite', '--config', str(tmp_path / 'config.json'),
+        '--out', str(tmp_path / 'run'),
+    ]  # fmt: skip
+    subprocess.run([*command, '--minutes', '1e-9'], check=True, cwd=ROOT, timeout=300)
+    last = checkpoint.load(tmp_path / 'run' / 'last.npz')
+    assert last['step'] == 1
+    for name, each in run.trainee.named_parameters():
+        assert_allclose(last[f'model.{name}'], each.detach().numpy(), atol=2e-6, err_msg=name)
+    subprocess.run(command, check=True, cwd=ROOT, timeout=300)
+    assert checkpoint.load(tmp_path / 'run' / 'last.npz')['step'] == 2
+    lines = (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [1, 2]
+    with pytest.raises(DataError, match=r'in 2 processes, not of .* in 1 process: go on as'):
+        Run(LITE, config, tmp_path / 'run')
 
 
 def test_a_killed_run_logs_no_step_twice(tmp_path: Path, photos: Path) -> None:
