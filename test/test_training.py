@@ -27,7 +27,7 @@ from feat_ros.errors import ConfigError, DataError  # noqa: E402
 from feat_ros.extractors import create_extractor  # noqa: E402
 from feat_ros.models.weights import load_weights  # noqa: E402
 from feat_ros.runtimes import WEIGHTS  # noqa: E402
-from feat_ros.semantics import StabilityGroup  # noqa: E402
+from feat_ros.semantics import get_label_table, StabilityGroup  # noqa: E402
 from feat_ros.training import augment, checkpoint, lite, pairs, pictures  # noqa: E402
 from feat_ros.training import run as run_module  # noqa: E402
 from feat_ros.training.configs import (  # noqa: E402
@@ -37,6 +37,7 @@ from feat_ros.training.configs import (  # noqa: E402
     Sfd2Config,
     TownCacheConfig,
 )
+from feat_ros.training.label_writer import write_label_files  # noqa: E402
 from feat_ros.training.pairs import PairMaker  # noqa: E402
 from feat_ros.training.run import learning_rate, Run, Trainee  # noqa: E402
 from feat_ros.training.sfd2 import cell_targets  # noqa: E402
@@ -419,6 +420,76 @@ def test_a_run_in_pieces_is_a_run_in_one(tmp_path: Path, photos: Path) -> None:
         {'file', 'sha256', 'labels_sha256'}, {'file', 'sha256'}, {'file', 'sha256'},
     ]  # fmt: skip
     assert len(data['validation']) == 1
+
+
+@pytest.fixture
+def segmenter(tmp_path: Path) -> Any:
+    """Write a network of the kind that Hugging Face has, of so many classes; return its folder."""
+    transformers = pytest.importorskip('transformers')
+
+    def write(num_classes: int) -> Path:
+        torch.manual_seed(3)
+        layout = transformers.SegformerConfig(
+            num_labels=num_classes, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4,
+            decoder_hidden_size=16, depths=[1] * 4,
+        )  # fmt: skip
+        folder = tmp_path / f'{num_classes}_classes'
+        transformers.SegformerForSemanticSegmentation(layout).save_pretrained(folder)
+        processor = transformers.SegformerImageProcessorPil(size={'height': 64, 'width': 96})
+        processor.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(('count', 'table'), [(150, 'ade20k'), (19, 'cityscapes_train')])
+def test_labels_by_a_network(
+    tmp_path: Path, segmenter: Any, capsys: pytest.CaptureFixture[str], count: int, table: str
+) -> None:
+    import transformers
+
+    folder = segmenter(count)
+    photo, labels = tmp_path / 'photos' / 'a.png', tmp_path / 'photos' / 'a.group.png'
+    photo.parent.mkdir()
+    cv2.imwrite(str(photo), textured(70, 100, 1))
+    command = ['train', 'label-files', str(photo.parent), '--model', str(folder)]
+    assert main(command) == 0
+    assert '1 files written, 0 were there' in capsys.readouterr().out
+
+    # By hand: normalised, the largest of the logits after bilinear interpolation.
+    image = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
+    processor = transformers.SegformerImageProcessorPil.from_pretrained(folder)
+    given = processor(images=image, return_tensors='pt')['pixel_values']
+    network = transformers.SegformerForSemanticSegmentation.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = network(given).logits
+    logits = torch.nn.functional.interpolate(logits, (70, 100), mode='bilinear')
+    classes = get_label_table(table).classes
+    first = 1 if table == 'ade20k' else 0
+    wanted = [[classes[int(k) + first][1] for k in row] for row in logits[0].argmax(0)]
+    found = cv2.imread(str(labels), cv2.IMREAD_UNCHANGED)
+    assert_array_equal(found, wanted)
+    assert len(np.unique(found)) > 1
+
+    stamp = labels.stat().st_mtime_ns
+    assert main(command) == 0
+    assert '0 files written, 1 were there' in capsys.readouterr().out
+    assert labels.stat().st_mtime_ns == stamp
+
+
+def test_labels_that_nobody_knows(
+    tmp_path: Path, segmenter: Any, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [photos / '1.png']
+    cpu = torch.device('cpu')
+    with pytest.raises(ConfigError, match='knows 7 classes: take one that was trained on ADE20K'):
+        write_label_files(alone, str(segmenter(7)), cpu, lambda items, _: items)
+    with pytest.raises(ConfigError, match=r'cannot be used: .*; name a network for semantic'):
+        write_label_files(alone, str(tmp_path / 'nothing'), cpu, lambda items, _: items)
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    with pytest.raises(ConfigError, match=r'pip install "feat_ros\[label\]"'):
+        write_label_files(alone, 'any', cpu, lambda items, _: items)
+    assert not (photos / '1.group.png').exists()
 
 
 def test_localization_in_a_town(town: TownCache) -> None:
