@@ -572,6 +572,27 @@ def test_a_killed_run_logs_no_step_twice(tmp_path: Path, photos: Path) -> None:
     assert [line['step'] for line in run.curves.read('log')] == [1, 2]
 
 
+def test_a_checkpoint_in_parts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    path = tmp_path / 'last.npz'
+    arrays: dict[str, Any] = {str(k): rng.normal(size=3000) for k in range(10)}
+    arrays['large'] = rng.normal(size=20_000)
+    for _ in range(2):
+        checkpoint.save_in_parts(path, arrays, largest=100_000)
+        files = sorted(tmp_path.iterdir())
+        assert [each.stat().st_size > 100_000 for each in files].count(True) == 1
+        assert len(files) == 5
+        found = checkpoint.load(path)
+        assert found.keys() == arrays.keys()
+        assert all((found[name] == each).all() for name, each in arrays.items())
+    files[0].unlink()
+    with pytest.raises(DataError, match='does not exist'):
+        checkpoint.load(path)
+    checkpoint.save_in_parts(path, {'step': np.array(3)})
+    assert [each.name for each in tmp_path.iterdir()] == ['last.npz']
+    assert checkpoint.load(path).keys() == {'step'}
+
+
 def test_a_checkpoint_is_small(tmp_path: Path, photos: Path) -> None:
     Run(LITE, run_config(photos), tmp_path).train(last_step=1)
     assert (tmp_path / 'last.npz').stat().st_size < 15e6

@@ -4,9 +4,9 @@
 
 The folder holds ``config.json``, ``data.json`` (name and sha256 of every photograph),
 ``log.jsonl`` (one line every so many steps), ``validation.jsonl``, ``curves.png``,
-``tensorboard/``, ``last.npz`` (everything to go on from) and ``weights_last.npz``,
-``weights_best.npz`` (the moving average; the best by validation on localization where there is a
-town for it, else on matching).
+``tensorboard/``, ``last.npz`` (everything to go on from; ``last.*.npz`` beside it hold what is
+more than 15 MB) and ``weights_last.npz``, ``weights_best.npz`` (the moving average; the best by
+validation on localization where there is a town for it, else on matching).
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class Run:
             'step': np.array(self.step),
             'best': np.array(self.best),
         }
-        checkpoint.save(self.folder / 'last.npz', arrays)
+        checkpoint.save_in_parts(self.folder / 'last.npz', arrays)
         self._save_weights('weights_last.npz')
 
     def _save_weights(self, name: str) -> None:
