@@ -257,6 +257,20 @@ def test_auto_takes_the_first_that_works(
     assert "not onnx: Python package 'onnxruntime' is not installed" in caplog.text
 
 
+@pytest.mark.parametrize('kind', [ImportError, OSError])
+def test_a_library_that_does_not_load_is_passed_over(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise kind('libcudart.so.12: cannot open shared object file')
+
+    monkeypatch.setattr(runtimes, 'WEIGHTS', exported)
+    monkeypatch.setattr(runtimes, 'RUNTIMES', {**RUNTIMES, 'onnx': (broken, ('.onnx',))})
+    assert open_network('sfd2', 10).name == 'torch'
+    with pytest.raises(NetworkError, match='onnx: libcudart'):
+        open_network('sfd2', 10, 'onnx')
+
+
 def test_without_weights_there_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

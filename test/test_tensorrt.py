@@ -433,6 +433,61 @@ def test_an_engine_that_does_not_fit_is_passed_over(
     assert 'tiny runs by onnx on the cpu; not tensorrt: ' in caplog.text
 
 
+def no_cuda(*_: Any) -> Any:
+    raise TypeError('pybind11::init(): factory function returned nullptr')
+
+
+def lacking(message: str) -> Any:
+    """Return an importer that finds every ``tensorrt`` to lack a library."""
+
+    def find_spec(name: str, *_: Any) -> None:
+        if name == 'tensorrt':
+            raise ImportError(message)
+
+    return SimpleNamespace(find_spec=find_spec)
+
+
+@pytest.mark.parametrize(
+    ('what', 'reason'),
+    [
+        ('library', r'does not load \(libnvinfer\.so\.10: cannot open'),
+        ('runtime', r'failed to load .*tiny\.engine: pybind11::init'),
+        ('context', r'failed to load .*tiny\.engine: MemoryError'),
+    ],
+)
+def test_a_tensorrt_that_is_broken_is_passed_over(
+    model: Path, trt: Any, monkeypatch: pytest.MonkeyPatch, what: str, reason: str
+) -> None:
+    def no_memory(self: Any) -> None:
+        raise MemoryError
+
+    tensorrt.build_engine(model)
+    if what == 'library':
+        monkeypatch.delitem(sys.modules, 'tensorrt')
+        lacks = lacking('libnvinfer.so.10: cannot open shared object file')
+        monkeypatch.setattr(sys, 'meta_path', [lacks, *sys.meta_path])
+    elif what == 'runtime':
+        monkeypatch.setattr(trt, 'Runtime', no_cuda)
+    else:
+        monkeypatch.setattr(StandInEngine, 'create_execution_context', no_memory)
+    with pytest.raises(NetworkError, match=reason):
+        open_network('tiny', K, 'tensorrt', str(model))
+    assert open_network('tiny', K, 'auto', str(model)).name == 'onnx'
+
+
+def test_a_build_or_a_run_that_raises_is_a_sentence(
+    model: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt.build_engine(model)
+    engine: Any = open_network('tiny', K, 'tensorrt', str(model))
+    monkeypatch.setattr(engine._context, 'execute_async_v3', no_cuda, raising=False)
+    with pytest.raises(NetworkError, match='TensorRT failed to run the engine: pybind11'):
+        engine(picture(*SIZE), SIZE)
+    monkeypatch.setattr(trt, 'Builder', no_cuda)
+    with pytest.raises(NetworkError, match=r'TensorRT failed to build .*tiny\.onnx: pybind11'):
+        tensorrt.build_engine(model)
+
+
 def test_a_gpu_that_goes_away_is_replaced(
     model: Path, trt: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -189,7 +189,8 @@ def _try(
         return RUNTIMES[name][0](network, max_keypoints, path, options)
     except ModuleNotFoundError as error:
         reasons.append(f'{name}: Python package {error.name!r} is not installed')
-    except FeatRosError as error:
+    except (FeatRosError, ImportError, OSError) as error:
+        # A library that is installed may lack another: libcudart, libnvinfer.
         reasons.append(f'{name}: {error}')
     return None
 

@@ -13,6 +13,8 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ import numpy.typing as npt
 
 from feat_ros import config
 from feat_ros.config import Config, option
-from feat_ros.errors import ConfigError, NetworkError
+from feat_ros.errors import ConfigError, FeatRosError, NetworkError
 from feat_ros.image import Image
 from feat_ros.runtimes.contract import (
     check_manifest,
@@ -98,7 +100,7 @@ def build_engine(path: Path, workspace_mb: int = _WORKSPACE_MB) -> EngineManifes
     if manifest.tensorrt_faults:
         raise NetworkError(f'TensorRT would not take {path}: {manifest.tensorrt_faults[0]}')
     trt, driver = _tensorrt(), CudaDriver()
-    try:
+    with closing(driver), _sentences(f'build {path}'):
         log = trt.Logger(trt.Logger.WARNING)
         builder = trt.Builder(log)
         network = builder.create_network(_network_flags(trt))
@@ -135,8 +137,6 @@ def build_engine(path: Path, workspace_mb: int = _WORKSPACE_MB) -> EngineManifes
             sha256=hashlib.sha256(engine).hexdigest(),
         )
         _write(timing, bytes(build_config.get_timing_cache().serialize()))
-    finally:
-        driver.close()
     target = path.with_suffix('.engine')
     _write(target, engine)
     # The manifest comes last: until then an engine that was there before does not fit it.
@@ -174,8 +174,9 @@ class TensorrtRuntime:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != made.sha256:
                 raise NetworkError(f'{path} is damaged: {_rebuild(path, made)}')
-            self._engine, self._context = _deserialize(trt, content, path)
-            self._tensors = self._allocate()
+            with _sentences(f'load {path}'):
+                self._engine, self._context = _deserialize(trt, content, path)
+                self._tensors = self._allocate()
         except BaseException:
             self._driver.close()
             raise
@@ -224,7 +225,9 @@ class TensorrtRuntime:
     def _begin(self) -> None:
         for name in _INPUTS:
             self._driver.to_device(self._tensors[name].address, self._tensors[name].host)
-        if not self._context.execute_async_v3(self._driver.stream):
+        with _sentences('run the engine'):
+            is_begun = self._context.execute_async_v3(self._driver.stream)
+        if not is_begun:
             raise NetworkError('TensorRT did not run the engine: what it logged says why')
         for name in _OUTPUTS:
             self._driver.to_host(self._tensors[name].host, self._tensors[name].address)
@@ -255,7 +258,23 @@ def _tensorrt() -> Any:
             'and use a virtual environment with --system-site-packages, elsewhere run '
             '"pip install tensorrt"'
         ) from None
+    except (ImportError, OSError) as error:
+        raise NetworkError(
+            f'TensorRT is installed and does not load ({error}): install what it lacks'
+        ) from None
     return tensorrt
+
+
+@contextmanager
+def _sentences(doing: str) -> Iterator[None]:
+    """Say in a sentence what TensorRT raises: of any class, without CUDA a TypeError."""
+    try:
+        yield
+    except FeatRosError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise NetworkError(f'TensorRT failed to {doing}: {reason}') from None
 
 
 def _major(trt: Any) -> int:
