@@ -376,6 +376,17 @@ def test_what_cannot_be_built_is_said(
     assert not model.with_suffix('.engine').exists()
 
 
+def build_other(model: Path) -> Path:
+    """Build the engine of the same network with other weights."""
+    other = model.with_name('other.onnx')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, 'NETWORKS', {**NETWORKS, 'tiny': Tiny})
+        weights = weights_of(Tiny(K), 'tiny')
+        export_network(other, weights, K, {'noise': picture(*SIZE)}, size_wh=SIZE)
+    tensorrt.build_engine(other)
+    return other.with_suffix('.engine')
+
+
 @pytest.mark.parametrize(
     ('what', 'reason'),
     [
@@ -385,7 +396,12 @@ def test_what_cannot_be_built_is_said(
         ('damaged', r'is damaged: run "feat_ros engine build'),
         ('foreign', 'cannot load'),
         ('stale', r'tiny\.onnx is newer than .*tiny\.engine'),
+        ('other network', r'tiny\.onnx is not what was built into .*tiny\.engine: run "feat_ros'),
         ('no manifest', 'is not the manifest of an engine'),
+        (
+            'no size',
+            r'not the manifest of an engine \(size_wh is None, not a width and a height\)',
+        ),
         ('no engine', 'there is no .*: run "feat_ros engine build'),
         ('too few', 'at most 5 keypoints and 6 are asked for'),
         ('no package', "TensorRT's Python package is not installed"),
@@ -416,8 +432,17 @@ def test_an_engine_that_does_not_fit_is_passed_over(
         ))  # fmt: skip
     elif what == 'stale':
         changed(beside, onnx_sha256={'tiny.onnx': '0' * 64})
+    elif what == 'other network':
+        other = build_other(model)
+        shutil.copy(other, engine)
+        shutil.copy(f'{other}.json', beside)
+        # What it was built from is not there: then its manifest names nothing to compare with.
+        other.with_suffix('.onnx').unlink()
     elif what == 'no manifest':
         beside.write_text('{')
+    elif what == 'no size':
+        network = json.loads(beside.read_text())['network']
+        changed(beside, network={**network, 'size_wh': None})
     elif what == 'no engine':
         engine.unlink()
     elif what == 'too few':
@@ -518,6 +543,21 @@ def test_without_graphs_it_still_runs(
     assert engine._driver.launched == 0
     assert_array_equal(found[0].keypoints, found[2].keypoints)
     assert caplog.text.count('runs without a CUDA graph: CUDA failed in cuStreamEndCapture') == 1
+
+
+def test_a_capture_that_does_not_begin_is_done_without(
+    model: Path, trt: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: Any) -> None:
+        raise NetworkError('CUDA failed in cuStreamBeginCapture_v2: not permitted (900)')
+
+    monkeypatch.setattr(StandInDriver, 'begin_capture', refuse)
+    tensorrt.build_engine(model)
+    engine: Any = open_network('tiny', K, 'tensorrt', str(model))
+    found = [engine(picture(*SIZE), SIZE) for _ in range(3)]
+    assert engine._driver.launched == 0
+    assert_array_equal(found[0].keypoints, found[2].keypoints)
+    assert 'without a CUDA graph: CUDA failed in cuStreamBeginCapture' in caplog.text
 
 
 def test_verify_builds_compares_and_measures(

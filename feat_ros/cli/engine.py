@@ -81,17 +81,17 @@ def run_verify(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.runtimes.contract import read_manifest, Runtime, RuntimeOptions
     from feat_ros.runtimes.onnx import OnnxRuntime
     from feat_ros.runtimes.parity import check_parity
-    from feat_ros.runtimes.tensorrt import build_engine, engine_of, TensorrtRuntime
+    from feat_ros.runtimes.tensorrt import build_engine, TensorrtRuntime
     from feat_ros.town.pictures import street_pictures
 
     manifest = read_manifest(args.model)
     known = manifest.network, manifest.max_keypoints
     try:
-        engine = TensorrtRuntime(engine_of(args.model), *known)
+        engine = TensorrtRuntime(args.model, *known)
     except NetworkError as error:
         print(f'building an engine: {error}')
         build_engine(args.model, args.workspace_mb)
-        engine = TensorrtRuntime(engine_of(args.model), *known)
+        engine = TensorrtRuntime(args.model, *known)
     on_cpu = OnnxRuntime(args.model, *known, RuntimeOptions(provider='cpu'))
     photographs = {path.name: read_image(path) for path in args.photo} or street_pictures()
     inputs = {

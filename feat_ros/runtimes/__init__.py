@@ -24,11 +24,11 @@ _Open = Callable[[str, int, Path | None, RuntimeOptions], Runtime]
 def _open_tensorrt(
     network: str, max_keypoints: int, path: Path | None, options: RuntimeOptions
 ) -> Runtime:
-    from feat_ros.runtimes.tensorrt import engine_of, TensorrtRuntime
+    from feat_ros.runtimes.tensorrt import TensorrtRuntime
 
     if path is None:
         raise NetworkError('the package has no engine, which only its GPU can make')
-    return TensorrtRuntime(engine_of(path), network, max_keypoints, options)
+    return TensorrtRuntime(path, network, max_keypoints, options)
 
 
 def _open_onnx(

@@ -147,7 +147,8 @@ def build_engine(path: Path, workspace_mb: int = _WORKSPACE_MB) -> EngineManifes
 class TensorrtRuntime:
     """See :class:`feat_ros.runtimes.Runtime`.
 
-    :param path: what :func:`build_engine` wrote.
+    :param path: what :func:`build_engine` wrote, or the exported network that it was given: then
+        the engine beside it must be that network's.
     :raises NetworkError: no TensorRT or GPU, or an engine that is damaged, of another network, or
         made for another GPU, driver, TensorRT or export than there is now.
     """
@@ -162,11 +163,13 @@ class TensorrtRuntime:
         max_keypoints: int,
         options: RuntimeOptions = RuntimeOptions(),  # noqa: B008
     ) -> None:
+        named, path = path, engine_of(path)
         made = _read_engine_manifest(path)
         manifest = made.network
         check_manifest(path, manifest, network, max_keypoints)
         if options.provider == 'cpu':
             raise NetworkError('TensorRT does not run on the CPU')
+        _check_source(path, made, named)
         trt = _tensorrt()
         self._driver = CudaDriver()
         try:
@@ -233,9 +236,9 @@ class TensorrtRuntime:
             self._driver.to_host(self._tensors[name].host, self._tensors[name].address)
 
     def _capture(self) -> None:
-        self._driver.begin_capture()
         failure = None
         try:
+            self._driver.begin_capture()
             self._begin()
         except NetworkError as error:
             failure = error
@@ -317,9 +320,16 @@ def _check_place(path: Path, made: EngineManifest, trt: Any, driver: CudaDriver)
     ]
     if differ:
         raise NetworkError(f'{path} was made for {", ".join(differ)}: {_rebuild(path, made)}')
-    source = path.with_name(made.onnx)
-    if source.is_file() and read_manifest(source).sha256 != made.onnx_sha256:
-        raise NetworkError(f'{source} is newer than {path}: {_rebuild(path, made)}')
+
+
+def _check_source(path: Path, made: EngineManifest, named: Path) -> None:
+    """Check that an engine was built from the export that is named, or from the one beside it."""
+    source = path.with_name(made.onnx) if named == path else named
+    if named == path and not source.is_file():
+        return
+    if read_manifest(source).sha256 != made.onnx_sha256:
+        what = 'is newer than' if source.name == made.onnx else 'is not what was built into'
+        raise NetworkError(f'{source} {what} {path}: run "feat_ros engine build {source}"')
 
 
 def _rebuild(path: Path, made: EngineManifest) -> str:
@@ -333,7 +343,10 @@ def _beside(path: Path) -> Path:
 def _read_engine_manifest(path: Path) -> EngineManifest:
     try:
         content = json.loads(_beside(path).read_text('utf-8'))
-        return config.from_dict(EngineManifest, content)
+        made = config.from_dict(EngineManifest, content)
+        if len(made.network.size_wh or ()) != 2:
+            raise ValueError(f'size_wh is {made.network.size_wh}, not a width and a height')
+        return made
     except (OSError, ValueError, ConfigError) as error:
         raise NetworkError(
             f'{_beside(path)} is not the manifest of an engine ({error}): build it again with '
