@@ -456,6 +456,12 @@ def test_an_engine_that_does_not_fit_is_passed_over(
     caplog.set_level('INFO', 'feat_ros.runtimes')
     assert open_network('tiny', count, 'auto', str(model)).name == 'onnx'
     assert 'tiny runs by onnx on the cpu; not tensorrt: ' in caplog.text
+    # An engine that is there and is not used is worth a warning.
+    assert caplog.records[-1].levelname == ('INFO' if what == 'no engine' else 'WARNING')
+
+
+def no_cuda_provider(*_: Any) -> Any:
+    raise NetworkError('no provider')
 
 
 def no_cuda(*_: Any) -> Any:
@@ -521,8 +527,10 @@ def test_a_gpu_that_goes_away_is_replaced(
     assert network.name == 'tensorrt'
     image = picture(*SIZE)
     before = network(image, SIZE)
-    network._runtime._driver.failure = 'out of memory (2)'
+    failing = network._runtime
+    failing._driver.failure = 'out of memory (2)'
     after = network(image, SIZE)
+    assert (failing._driver.memory, failing._engine, failing._context) == ([], None, None)
     assert (network.name, network.device) == ('onnx', 'cpu')
     assert_array_equal(before.keypoints, after.keypoints)
     assert 'tiny stopped running by tensorrt: CUDA failed in cuStreamSync' in caplog.text
@@ -531,6 +539,33 @@ def test_a_gpu_that_goes_away_is_replaced(
     only._driver.failure = 'out of memory (2)'
     with pytest.raises(NetworkError, match='out of memory'):
         only(image, SIZE)
+
+
+def test_one_that_failed_is_tried_again_where_nothing_else_works(
+    model: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt.build_engine(model)
+    network: Any = open_network('tiny', K, 'auto', str(model))
+    image, failing = picture(*SIZE), network._runtime
+    before = network(image, SIZE)
+    failing._driver.failure = 'out of memory (2)'
+    monkeypatch.setattr(OnnxRuntime, '__init__', no_cuda_provider)
+    with pytest.raises(NetworkError, match=r'by tensorrt: CUDA failed .*; onnx: no provider'):
+        network(image, SIZE)
+    assert failing._driver.memory == []
+    assert_array_equal(network(image, SIZE).keypoints, before.keypoints)
+    assert (network.name, network._runtime is failing) == ('tensorrt', False)
+
+
+def test_one_with_other_weights_is_closed_again(model: Path, trt: Any) -> None:
+    tensorrt.build_engine(model)
+    network: Any = open_network('tiny', K, 'auto', str(model))
+    other = build_other(model)
+    network._waiting = [network._candidate._replace(path=other), *network._waiting]
+    network._runtime._driver.failure = 'out of memory (2)'
+    network(picture(*SIZE), SIZE)
+    assert network.name == 'onnx'
+    assert [driver.memory for driver in StandInDriver.streams.values()][-3:] == [[], [], []]
 
 
 def test_without_graphs_it_still_runs(

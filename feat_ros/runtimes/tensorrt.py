@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from feat_ros import config
 from feat_ros.config import Config, option
-from feat_ros.errors import ConfigError, FeatRosError, NetworkError
+from feat_ros.errors import AbsentNetworkError, ConfigError, FeatRosError, NetworkError
 from feat_ros.image import Image
 from feat_ros.runtimes.contract import (
     check_manifest,
@@ -72,7 +72,7 @@ def engine_of(path: Path) -> Path:
     """
     engine = path.with_suffix('.engine')
     if not engine.is_file():
-        raise NetworkError(f'there is no {engine}: run "feat_ros engine build {path}"')
+        raise AbsentNetworkError(f'there is no {engine}: run "feat_ros engine build {path}"')
     return engine
 
 
@@ -212,6 +212,12 @@ class TensorrtRuntime:
         *rows, num = (self._tensors[name].host for name in _OUTPUTS)
         kept = [np.array(array[: self.max_keypoints]) for array in rows]
         return output_from_arrays([*kept, np.minimum(num, self.max_keypoints)])
+
+    def close(self) -> None:
+        """See :meth:`feat_ros.runtimes.Runtime.close`."""
+        self._context = self._engine = self._graph = None
+        self._tensors = {}
+        self._driver.close()
 
     def _allocate(self) -> dict[str, _Tensor]:
         tensors = {}
