@@ -34,9 +34,10 @@ from test_runtimes import picture, Tiny  # noqa: E402
 from feat_ros.cli import main  # noqa: E402
 from feat_ros.errors import NetworkError  # noqa: E402
 from feat_ros.export import export_network  # noqa: E402
+from feat_ros.image import write_png  # noqa: E402
 from feat_ros.models import weights as store  # noqa: E402
 from feat_ros.models.weights import NETWORKS, weights_of  # noqa: E402
-from feat_ros.runtimes import open_network, tensorrt  # noqa: E402
+from feat_ros.runtimes import cuda_driver, open_network, tensorrt  # noqa: E402
 from feat_ros.runtimes.cuda_driver import CudaDriver  # noqa: E402
 from feat_ros.runtimes.onnx import OnnxRuntime  # noqa: E402
 
@@ -606,6 +607,53 @@ def test_verify_builds_compares_and_measures(
     assert 'building an engine: there is no' in capsys.readouterr().out
     assert main(['engine', 'build', str(model)]) == 0
     assert 'tiny, fp32, TensorRT 10.3.0 on Orin (8.7)' in capsys.readouterr().out
+
+
+def test_verify_compares_what_the_graph_gives(
+    model: Path,
+    trt: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One photograph is enough, and a recorded run that gives nothing new is found out."""
+    write_png(tmp_path / 'photo.png', picture(*SIZE))
+    words = ['engine', 'verify', str(model), '--photo', str(tmp_path / 'photo.png')]
+    assert main(words) == 0
+
+    def launch(self: StandInDriver, executable: list[Work]) -> None:
+        """All of it but the copy of the places."""
+        self.begun += [*executable[:3], *executable[4:]]
+
+    monkeypatch.setattr(StandInDriver, 'launch', launch)
+    assert main(words) == 1
+    assert 'the engine is off on photo.png' in capsys.readouterr().err
+
+
+class OldCuda:
+    """The driver's library as far as its version."""
+
+    @staticmethod
+    def cuDriverGetVersion(value: Any) -> int:
+        value._obj.value = 12020
+        return 0
+
+
+def test_the_version_of_the_driver_is_its_own_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two drivers of one CUDA are two: an engine fits only one of them."""
+    driver = CudaDriver.__new__(CudaDriver)
+    driver._library = OldCuda()
+    monkeypatch.setattr(cuda_driver, '_PROC', tmp_path / 'version')
+    assert driver.version == '12.2'
+    for line, own in (
+        ('UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023', '535.129.03'),
+        ('UNIX Open Kernel Module for aarch64  540.3.0  Release Build  (root)', '540.3.0'),
+    ):
+        text = f'NVRM version: NVIDIA {line}\nGCC version:  gcc version 12.3.0\n'
+        (tmp_path / 'version').write_text(text)
+        assert driver.version == f'12.2, {own}'
 
 
 def test_the_driver_moves_memory_as_it_is_told() -> None:

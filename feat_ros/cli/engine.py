@@ -98,6 +98,11 @@ def run_verify(args: argparse.Namespace) -> dict[str, Any]:
         name: network_input(photograph, 8192, engine.size_multiple, engine.size_wh)
         for name, photograph in photographs.items()
     }
+    image, valid_wh = next(iter(inputs.values()))
+    # The second run is recorded, and what the record gives is compared. On another image, since a
+    # record that does nothing leaves what the run before has found.
+    for _ in range(2):
+        engine(255 - image, valid_wh)
     parity = check_parity('the engine', on_cpu, engine, inputs, manifest.precision)
     for name, found in parity.items():
         print(
@@ -106,7 +111,6 @@ def run_verify(args: argparse.Namespace) -> dict[str, Any]:
         )
     runs: dict[str, Runtime] = {'tensorrt': engine, 'onnx, cpu': on_cpu}
     ms: dict[str, list[float]] = {name: [] for name in runs}
-    image, valid_wh = next(iter(inputs.values()))
     for _ in range(_ROUNDS):
         for name, run in runs.items():
             start = time.perf_counter()

@@ -54,7 +54,7 @@ class EngineManifest(Config):
     network: NetworkManifest = option(NetworkManifest, 'its manifest')
     tensorrt: str = option('', 'version of TensorRT')
     gpu: str = option('', 'name and compute capability of the GPU')
-    driver: str = option('', 'newest CUDA that the driver supports')
+    driver: str = option('', 'newest CUDA that the driver supports, and its own version')
     sha256: str = option('', 'hash of the engine')
 
 
