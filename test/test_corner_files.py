@@ -639,6 +639,26 @@ def test_a_run_without_corners_or_labels(tmp_path: Path) -> None:
         Run(SFD2, config, tmp_path / 'run')
 
 
+def test_descriptors_learn_from_equation_3_however_small_s_is(tmp_path: Path) -> None:
+    photos = labelled_photos(tmp_path)
+    batch = PairMaker(replace(SMALL, pairs=4, light=PLAIN), photos, None, 2)[0]
+    slopes, costs = [], []
+    for bias in (0.0, 30.0):  # of "none of them"
+        torch.manual_seed(1)
+        trainee = Trainee(SFD2.make()).eval()
+        with torch.no_grad():
+            trainee.network.convPb.bias[64] += bias
+        config = replace(paper_config(tmp_path), detection=0.0, inter_class=0.0, consistency=0.0)
+        total, logged = SFD2.losses(trainee, batch, config)
+        total.backward()
+        slopes.append(float(trainee.network.convDb.weight.grad.norm()))
+        costs.append(float(logged['intra_class_loss']))
+    # Of S = 1 / 65 the weight is 0.56, of S = 0 it is 0.5: the costs are 1/2 - weight (AP - 1/2).
+    assert slopes[1] / slopes[0] == pytest.approx(0.5 / (0.5 + 4 / 65), rel=0.1)
+    assert slopes[1] > 0
+    assert (costs[0] - 0.5) / (costs[1] - 0.5) == pytest.approx((0.5 + 4 / 65) / 0.5, rel=0.1)
+
+
 # ---------------------------------------------------------------- equation 5
 
 

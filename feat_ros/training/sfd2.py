@@ -170,8 +170,8 @@ def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, 
         inter_class = inter_class_loss_of_some(descriptors, batch.group.reshape(-1))
         logged['inter_class_loss'] = inter_class.detach()
     if config.intra_class:
-        score = reliability(cell_logits)
-        intra_class = _intra_class(batch, descriptors, dense, groups, score)
+        reliable = query_reliability(reliability(cell_logits))
+        intra_class = _intra_class(batch, descriptors, dense, groups, reliable)
         logged['intra_class_loss'] = intra_class.detach()
     if config.consistency:
         consistency = _consistency(maps, batch, config.teacher)
@@ -192,8 +192,17 @@ def losses(trainee: Trainee, batch: Batch, config: Sfd2Config) -> tuple[Tensor, 
     return total, logged
 
 
+def query_reliability(score: Tensor) -> Tensor:
+    """Return what weighs the queries of equation 3: 4 S + 1/2, at most 1, as published code has.
+
+    The paper says S. But S is shared by the 64 pixels of a cell, a hundredth at most places, and
+    descriptors learn next to nothing from a loss that has it for a factor.
+    """
+    return (4 * score + 0.5).clamp(max=1)
+
+
 def _intra_class(
-    batch: Batch, descriptors: Tensor, dense: Tensor, groups: Tensor, score: Tensor
+    batch: Batch, descriptors: Tensor, dense: Tensor, groups: Tensor, reliable: Tensor
 ) -> Tensor:
     """Equation 3 on the points of the first views that have a partner."""
     count, pairs = batch.points.xy.shape[1], len(batch.partner)
@@ -210,7 +219,7 @@ def _intra_class(
         labels = torch.where(is_used.any(1), labels, -1)
         column, row = batch.points.xy[pair, rows].long().unbind(1)
         precision = average_precision(similarity, is_positive, is_used)
-        costs.append(intra_class_loss(precision, score[pair, 0, row, column], labels))
+        costs.append(intra_class_loss(precision, reliable[pair, 0, row, column], labels))
     return torch.stack(costs).mean()
 
 
