@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from test_replay import IMAGES, INFO, TRUTH, write_recording
 from feat_ros.cli import main
 from feat_ros.extractors import create_extractor, EXTRACTORS
 from feat_ros.map_builder import build_map
+from feat_ros.town import course
 
 # What torch runs: of the one there is no export, that of the other describes 1024 keypoints
 # however few are asked for.
@@ -49,3 +51,22 @@ def test_a_bag_in_the_map_of_a_room(
     assert figures['num_queries'] == 3
     assert figures['num_localized'] >= 2
     assert figures['recall']['0.25m_2deg'] >= 2 / 3
+
+
+def test_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Along nine metres of a short street."""
+    for library in ('pycolmap', 'rosbags', 'matplotlib'):
+        pytest.importorskip(library, reason=f'{library} is not installed')
+    monkeypatch.setattr(course, 'STREET_M', 40.0)
+    for name, drive in course.DRIVES.items():
+        monkeypatch.setitem(course.DRIVES, name, replace(drive, length_m=9.0))
+    out = tmp_path / 'demo'
+    assert main(['demo', '--extractor', 'sift', '--out', str(out)]) == 0
+    figures = json.loads((out / 'demo.json').read_text())
+    assert figures['num_queries'] == 10
+    assert figures['num_localized'] >= 5
+    assert figures['recall']['0.25m_2deg'] >= 0.5
+    assert (out / 'demo.png').read_bytes().startswith(b'\x89PNG')
+    assert f'report: {out / "replay" / "report.html"}' in capsys.readouterr().out

@@ -324,7 +324,7 @@ def test_what_is_not_known_is_not_distilled() -> None:
     slopes = student.grad.abs().sum(1, keepdim=True) > 0
     assert not (slopes & ~known).any() and (slopes == known).all()
     assert torch.autograd.gradcheck(
-        lambda *given: of_paper.distillation_loss(*given, known),
+        lambda s, t, a: of_paper.distillation_loss(s, t, a, known),
         (student, teacher.requires_grad_(), attention.requires_grad_()),
     )
     given = student.detach(), teacher.detach(), attention.detach()
