@@ -15,6 +15,7 @@ NODES = ('localizer', 'extractor', 'recorder') if 'AMENT_PREFIX_PATH' in os.envi
 MAP = ['pycolmap>=4,<5', 'scipy', 'matplotlib', 'tqdm', 'rosbags>=0.11.6', 'onnxruntime']
 # What torch exports with, and ONNX Runtime to check it.
 EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
+LABEL = ['transformers', 'pillow']
 TEST = ['pytest', 'pytest-cov']
 # What tests compare with and talk through, and has no wheels for 64-bit ARM.
 X86_ONLY = [f'{name}; platform_machine == "x86_64"' for name in ('poselib', 'cyclonedds')]
@@ -54,6 +55,8 @@ setup(
         'export': EXPORT,
         # The one place that names the version; 'make torch' installs it without CUDA.
         'train': ['torch==2.13.0'],
+        # What labels photographs for training.
+        'label': LABEL,
         'dds': ['cyclonedds'],
         # Retrieval among a million images in a third of the time.
         'fast': ['numba'],
@@ -61,7 +64,18 @@ setup(
         'ray': ['ray'],
         # colcon looks for pytest under this name.
         'test': TEST,
-        'dev': [*MAP, *EXPORT, *TEST, 'numba', 'ray', 'pytest-xdist', 'ruff', 'mypy', *X86_ONLY],
+        'dev': [
+            *MAP,
+            *EXPORT,
+            *LABEL,
+            *TEST,
+            'numba',
+            'ray',
+            'pytest-xdist',
+            'ruff',
+            'mypy',
+            *X86_ONLY,
+        ],
     },
     entry_points={
         'console_scripts': [

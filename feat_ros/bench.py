@@ -73,6 +73,8 @@ _OUR_RANSAC = {
     'max_num_trials': _PNP.max_iterations,
     'min_inlier_ratio': 0.01,
 }
+# Columns that a comparison has in one line; of a load's times the extremes say nothing more.
+_TIMES = ('median_ms', 'min_ms', 'max_ms', 'times_ours')
 # Metres and degrees.
 _RECALL = (0.05, 5.0)
 _SUCCESS = (0.25, 2.0)
@@ -209,28 +211,34 @@ def read_report(path: Path) -> JsonDict:
 
 
 def compare_reports(now: JsonDict, then: JsonDict) -> Iterator[str]:
-    """Yield a line for each row that two reports share: its medians, and the baseline's ratio.
+    """Yield what two reports share: medians with the baseline's ratio, then all other numbers.
 
     Medians of two runs differ with the machine's load; how many times as long as ours a baseline
-    takes hardly does.
+    takes hardly does. A line of its own ends in the name of its column, and is of its unit.
     """
     yield f'{"":<48}{"then, ms":>12}{"now, ms":>12}{"then, times":>14}{"now, times":>14}'
     for title, rows in now['tables'].items():
         earlier = {row['name']: row for row in then['tables'].get(title, [])}
-        shared = [
-            (row, earlier[row['name']])
-            for row in rows
-            if 'median_ms' in row and 'median_ms' in earlier.get(row['name'], {})
-        ]
-        if not shared:
-            yield f'{title}: not in the earlier report'
-            continue
-        yield title
-        for row, before in shared:
-            yield (
-                f'  {row["name"]:<46}{before["median_ms"]:12.4g}{row["median_ms"]:12.4g}'
-                f'{before["times_ours"]:14.4g}{row["times_ours"]:14.4g}'
-            )
+        lines = [line for row in rows for line in _compared(row, earlier.get(row['name'], {}))]
+        yield from [title, *lines] if lines else [f'{title}: not in the earlier report']
+
+
+def _compared(now: JsonDict, then: JsonDict) -> Iterator[str]:
+    shared = {
+        key: (then[key], value)
+        for key, value in now.items()
+        if isinstance(value, int | float) and isinstance(then.get(key), int | float)
+    }
+    if 'median_ms' in shared:
+        times = ''.join(f'{value:14.4g}' for value in shared.get('times_ours', ()))
+        yield f'  {now["name"]:<46}{_two(shared["median_ms"])}{times}'
+    for key, values in shared.items():
+        if key not in _TIMES:
+            yield f'  {now["name"] + ", " + key:<46}{_two(values)}'
+
+
+def _two(values: tuple[float, float]) -> str:
+    return ''.join(f'{value:12.4g}' for value in values)
 
 
 def _table(rows: list[JsonDict]) -> Iterator[str]:

@@ -38,6 +38,10 @@ class NetworkError(FeatRosError):
     """Weights, an exported network or what runs it is missing, damaged or does not fit."""
 
 
+class AbsentNetworkError(NetworkError):
+    """What would run a network was never made or installed; nothing that is there is at fault."""
+
+
 class DataError(FeatRosError):
     """A text file, folder or COLMAP model that was given as input cannot be used."""
 

@@ -161,9 +161,10 @@ def decode_raw(
     rows = np.frombuffer(data, np.uint8).reshape(num_rows, step)
     if encoding == 'nv24':
         return _nv24_to_rgb(rows, height, width)
-    samples = np.ascontiguousarray(rows[:, :row_bytes])
+    samples: npt.NDArray[np.generic] = rows[:, :row_bytes]
     if layout.sample_bytes == 2:
-        samples = samples.view('>u2' if is_bigendian else '<u2').astype(np.uint16, copy=False)
+        samples = np.ascontiguousarray(samples).view('>u2' if is_bigendian else '<u2')
+        samples = samples.astype(np.uint16, copy=False)
     if layout.channels > 1:
         samples = samples.reshape(num_rows, width, layout.channels)
     return _samples_to_rgb(samples, layout.code)

@@ -245,12 +245,12 @@ def rows_of(rng: np.random.Generator, count: int) -> Float32:
 
 
 def slow_distance(query: Float32, reference: Float32) -> Float:
-    """Equation 1, pair by pair."""
+    """Equation 1, pair by pair, of meta descriptors of length sqrt(3)."""
     found = np.zeros((len(query), len(reference)))
     for i, j in np.ndindex(*found.shape):
         q, k = (each.astype(float).reshape(8, -1) for each in (query[i], reference[j]))
         q, k = unit(q, axis=1), unit(k, axis=1)
-        weights = [np.exp(q[4 + s] @ k[4 + s]) for s in range(4)]
+        weights = [np.exp(3 * q[4 + s] @ k[4 + s]) for s in range(4)]
         for s in range(4):
             found[i, j] += weights[s] / sum(weights) * np.linalg.norm(q[s] - k[s])
     return found

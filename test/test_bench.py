@@ -38,7 +38,7 @@ from feat_ros.bench import (
     take_turns,
 )
 from feat_ros.cli import bench as command
-from feat_ros.errors import DataError
+from feat_ros.errors import DataError, NetworkError
 from feat_ros.recall_bench import bench_recall
 from feat_ros.retrieval_bench import (
     ALL_WORDS,
@@ -266,7 +266,7 @@ def test_all_benches_make_one_report(
     }
     for name, run in small.items():
         monkeypatch.setattr(bench, name, run)
-    for module in ('extraction_bench', 'retrieval_bench', 'scaling_bench'):
+    for module in ('extraction_bench', 'retrieval_bench', 'scaling_bench', 'frame_bench'):
         monkeypatch.setitem(sys.modules, f'feat_ros.{module}', None)
     args = _parse('all')
     report = args.run(args)
@@ -274,9 +274,60 @@ def test_all_benches_make_one_report(
         'localize', 'match', 'pnp', 'map-open',
     }  # fmt: skip
     absent = [note.split()[0] for note in report['notes'] if 'is left out' in note]
-    assert absent == ['extract', 'cuda', 'retrieval', 'scaling']
+    assert absent == ['extract', 'cuda', 'retrieval', 'scaling', 'frame']
     assert 'cuda is left out' in capsys.readouterr().out
     assert 'map-open: milliseconds to open' in {each['what'] for each in report['checks']}
+
+
+def test_a_bench_that_fails_does_not_lose_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> JsonDict:
+        raise error
+
+    def stand_in(name: str, run: Any) -> None:
+        module, function = name.split('.')
+        monkeypatch.setitem(
+            sys.modules, f'feat_ros.{module}', argparse.Namespace(**{function: run})
+        )  # fmt: skip
+
+    report: JsonDict = {'threads': {}, 'tables': {'t': [{'name': OURS, 'x': 1.0}]}, 'checks': []}
+    extraction = argparse.Namespace(
+        bench_extract=lambda: report,
+        bench_cuda=lambda: fail(RuntimeError('CUDA out of memory\nlong')),
+    )
+    monkeypatch.setitem(sys.modules, 'feat_ros.extraction_bench', extraction)
+    stand_in('retrieval_bench.bench_retrieval', lambda: fail(NetworkError('no weights')))
+    stand_in('scaling_bench.bench_scaling', lambda: fail(DataError('no disk')))
+    stand_in('frame_bench.bench_frame', lambda: report)
+    for name in ('localize', 'match', 'pnp', 'map_open'):
+        monkeypatch.setattr(bench, f'bench_{name}', lambda: report)
+    merged = _parse('all').run(_parse('all'))
+    assert merged['notes'] == [
+        'cuda is left out: CUDA out of memory',
+        'retrieval is left out: no weights',
+        'scaling is left out: no disk',
+    ]
+    assert list(merged['tables']) == [
+        'extract: t', 'localize: t', 'match: t', 'pnp: t', 'map-open: t', 'frame: t',
+    ]  # fmt: skip
+
+
+def test_all_numbers_that_two_reports_share_are_compared() -> None:
+    """Curves have no median, and the comparison of extractors no ratio to ours."""
+    rows = [
+        {'name': 'a', '32': 2.0, '64': 3, 'missing': 'no'},
+        {'name': 'b', 'median_ms': 5.0, 'min_ms': 4.0, 'keypoints': 7},
+    ]
+    before = [
+        {'name': 'a', '32': 1.0, '64': None},
+        {'name': 'b', 'median_ms': 6.0, 'keypoints': 8, 'min_ms': 5.0},
+    ]
+    lines = compare_reports({'tables': {'t': rows}}, {'tables': {'t': before}})
+    assert list(lines)[1:] == [
+        't',
+        f'  {"a, 32":<46}{1:12}{2:12}',
+        f'  {"b":<46}{6:12}{5:12}',
+        f'  {"b, keypoints":<46}{8:12}{7:12}',
+    ]
 
 
 def test_two_reports_are_compared_where_both_have_a_row() -> None:

@@ -63,6 +63,7 @@ ONLY_IN = {
     'numba': ('retrieval.compiled',),
     'ray': ('workers',),
     'cyclonedds': ('dds',),
+    'transformers': ('training',),
 }
 # What a robot does without: loaded by the function that needs it, never with the base modules.
 HEAVY = {*ONLY_IN, 'matplotlib', 'rosbags', 'scipy', 'tqdm'}

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from fractions import Fraction
 
 import cv2
@@ -66,6 +67,19 @@ def test_packed_encodings(order: str, bits: int, padding: int, big: bool) -> Non
         rows.append(row)
     image = decode(rows, f'{order}{bits}', padding=padding, big=big)
     np.testing.assert_array_equal(image, expected)
+
+
+def test_padded_rows_are_copied_once() -> None:
+    height, width, step = 240, 320, 320 * 3 + 64
+    data = bytes(height * step)
+    tracemalloc.start()
+    try:
+        image = decode_raw(data, height, width, 'rgb8', step, False, 'test')
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert image.flags.c_contiguous and image.flags.owndata
+    assert image.nbytes < peak < 1.5 * image.nbytes
 
 
 def test_opencv_types_are_grey_and_bgr() -> None:

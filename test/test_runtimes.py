@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -255,6 +256,27 @@ def test_auto_takes_the_first_that_works(
     monkeypatch.delitem(sys.modules, 'feat_ros.runtimes.onnx')
     assert open_network('sfd2', 10).name == 'torch'
     assert "not onnx: Python package 'onnxruntime' is not installed" in caplog.text
+    # What is only absent is no warning; that the package's export has too few keypoints is one.
+    (loud,) = (record.message for record in caplog.records if record.levelname == 'WARNING')
+    assert f'at most {K} keypoints and {K + 1} are asked for' in loud
+
+
+@pytest.mark.parametrize('kind', [ImportError, OSError])
+def test_a_library_that_does_not_load_is_passed_over(
+    exported: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[Exception],
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise kind('libcudart.so.12: cannot open shared object file')
+
+    monkeypatch.setattr(runtimes, 'WEIGHTS', exported)
+    monkeypatch.setattr(runtimes, 'RUNTIMES', {**RUNTIMES, 'onnx': (broken, ('.onnx',))})
+    assert open_network('sfd2', 10).name == 'torch'
+    assert 'not onnx: libcudart.so.12: cannot open' in caplog.text
+    with pytest.raises(NetworkError, match='onnx: libcudart'):
+        open_network('sfd2', 10, 'onnx')
 
 
 def test_without_weights_there_is_one_sentence(
@@ -474,7 +496,7 @@ def test_exported_files_that_are_no_good(tmp_path: Path, tiny_export: Path) -> N
 
     def refused(match: str, max_keypoints: int = 5, network: str = 'tiny') -> None:
         with pytest.raises(NetworkError, match=match):
-            open_network(network, max_keypoints, model=str(out))
+            open_network(network, max_keypoints, 'onnx', str(out))
 
     refused("holds network 'tiny', not 'sfd2'", network='sfd2')
     refused('gives at most 5 keypoints and 6 are asked for: set max_keypoints=5', 6)
@@ -489,6 +511,129 @@ def test_exported_files_that_are_no_good(tmp_path: Path, tiny_export: Path) -> N
     refused('is not the manifest of a network')
     beside.unlink()
     refused('copy tiny.onnx and tiny.json together')
+
+
+@pytest.mark.parametrize(
+    ('what', 'reason'),
+    [
+        ('damaged', 'damaged or not the file that'),
+        ('foreign', 'cannot load'),
+        ('no manifest', r'copy tiny\.onnx and tiny\.json together'),
+        ('too few', 'gives at most 5 keypoints and 6 are asked for'),
+        ('missing', r'tiny\.onnx does not exist'),
+    ],
+)
+def test_auto_goes_on_by_the_package_where_a_named_file_is_no_good(
+    tmp_path: Path,
+    tiny: Weights,
+    tiny_export: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+    reason: str,
+) -> None:
+    package = tmp_path / 'package'
+    package.mkdir()
+    torch.manual_seed(9)
+    other = weights_of(Tiny(6), 'tiny')
+    export_network(package / 'tiny_6.onnx', other, 6, {'noise': picture(33, 21)})
+    monkeypatch.setattr(runtimes, 'WEIGHTS', package)
+    out = shutil.copytree(tiny_export, tmp_path / 'copy') / 'tiny.onnx'
+    if what in ('damaged', 'foreign'):
+        out.write_bytes(b'hello')
+    if what == 'foreign':
+        manifest = json.loads(out.with_suffix('.json').read_text())
+        manifest['sha256'] = {'tiny.onnx': hashlib.sha256(b'hello').hexdigest()}
+        out.with_suffix('.json').write_text(json.dumps(manifest))
+    elif what == 'no manifest':
+        out.with_suffix('.json').unlink()
+    elif what == 'missing':
+        out.unlink()
+    count = 6 if what == 'too few' else 5
+    opened = open_network('tiny', count, model=str(out))
+    # What they are is said, so that a map that was built with others refuses them.
+    assert opened.weights_sha256 == other.sha256 != tiny.sha256
+    assert opened(picture(32, 24), (32, 24)).num == count
+    (said,) = (record.message for record in caplog.records if record.levelname == 'WARNING')
+    assert f"by onnx on the cpu with the package's weights instead of {out}; " in said
+    assert re.search(f'not onnx: .*{reason}', said)
+    with pytest.raises(NetworkError, match=reason):
+        open_network('tiny', count, 'onnx', str(out))
+    with pytest.raises(NetworkError, match=f'onnx: .*{reason}.*torch: weights .* do not exist'):
+        (package / 'tiny_6.onnx').unlink()
+        open_network('tiny', count, model=str(out))
+
+
+def lost_gpu(kind: Callable[[str], Exception]) -> Callable[..., Any]:
+    def run(*_: Any) -> Any:
+        raise kind('CUDA out of memory. Tried to allocate 2.00 GiB')
+
+    return run
+
+
+def test_onnx_runtime_that_runs_out_of_memory_is_replaced(
+    tmp_path: Path,
+    tiny: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    export_tiny(tmp_path, tiny, 'tiny_5')
+    save_weights(tmp_path / 'tiny.npz', tiny)
+    monkeypatch.setattr(runtimes, 'WEIGHTS', tmp_path)
+    network: Any = open_network('tiny', 5)
+    image = picture(32, 24)
+    before, failing = network(image, (32, 24)), network._runtime
+    kind = onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException
+    failing._session = argparse.Namespace(run=lost_gpu(kind))
+    after = network(image, (32, 24))
+    assert (network.name, failing._session) == ('torch', None)
+    np.testing.assert_allclose(before.keypoints, after.keypoints, atol=0.01)
+    assert 'tiny stopped running by onnx: ONNX Runtime failed with CPU' in caplog.text
+    assert 'Tried to allocate 2.00 GiB; it goes on by torch on the cpu' in caplog.text
+
+
+@pytest.mark.parametrize('kind', [RuntimeError, torch.cuda.OutOfMemoryError])
+def test_torch_that_loses_its_gpu_is_replaced(
+    tmp_path: Path,
+    tiny: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: Callable[[str], Exception],
+) -> None:
+    """A machine that says it has a GPU: torch goes first, and ONNX Runtime is what is left."""
+    export_tiny(tmp_path, tiny, 'tiny_5')
+    save_weights(tmp_path / 'tiny.npz', tiny)
+    monkeypatch.setattr(runtimes, 'WEIGHTS', tmp_path)
+    monkeypatch.setattr(runtimes, '_has_gpu', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(nn.Module, 'to', lambda self, *_, **__: self)
+    network: Any = open_network('tiny', 5)
+    assert (network.name, network.device) == ('torch', 'cuda')
+    failing = network._runtime
+    failing._network = lost_gpu(kind)
+    monkeypatch.setattr(type(failing), '_capture', lambda self, *inputs: self._network(*inputs))
+    assert network(picture(32, 24), (32, 24)).num == 5
+    assert (network.name, network.device) == ('onnx', 'cpu')
+    assert (failing._network, failing._graphs) == (None, None)
+    assert 'Tried to allocate 2.00 GiB; it goes on by onnx on the cpu' in caplog.text
+
+
+def test_a_cuda_provider_that_does_not_start_is_said(
+    tiny_export: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As ONNX Runtime does it: the provider is known, and the session has only the CPU's."""
+    session, cpu = onnxruntime.InferenceSession, 'CPUExecutionProvider'
+    monkeypatch.setattr(
+        onnxruntime, 'get_available_providers', lambda: ['CUDAExecutionProvider', cpu]
+    )
+    monkeypatch.setattr(
+        onnxruntime, 'InferenceSession', lambda *given, providers: session(*given, providers=[cpu])
+    )
+    known = tiny_export / 'tiny.onnx', 'tiny', 5
+    assert OnnxRuntime(*known, RuntimeOptions(provider='cpu')).device == 'cpu'
+    assert not caplog.records
+    assert OnnxRuntime(*known).device == 'cpu'
+    assert 'its CUDAExecutionProvider does not start' in caplog.text
 
 
 def test_an_export_that_is_off_is_not_written(

@@ -34,9 +34,10 @@ from test_runtimes import picture, Tiny  # noqa: E402
 from feat_ros.cli import main  # noqa: E402
 from feat_ros.errors import NetworkError  # noqa: E402
 from feat_ros.export import export_network  # noqa: E402
+from feat_ros.image import write_png  # noqa: E402
 from feat_ros.models import weights as store  # noqa: E402
 from feat_ros.models.weights import NETWORKS, weights_of  # noqa: E402
-from feat_ros.runtimes import open_network, tensorrt  # noqa: E402
+from feat_ros.runtimes import cuda_driver, open_network, tensorrt  # noqa: E402
 from feat_ros.runtimes.cuda_driver import CudaDriver  # noqa: E402
 from feat_ros.runtimes.onnx import OnnxRuntime  # noqa: E402
 
@@ -376,6 +377,17 @@ def test_what_cannot_be_built_is_said(
     assert not model.with_suffix('.engine').exists()
 
 
+def build_other(model: Path) -> Path:
+    """Build the engine of the same network with other weights."""
+    other = model.with_name('other.onnx')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, 'NETWORKS', {**NETWORKS, 'tiny': Tiny})
+        weights = weights_of(Tiny(K), 'tiny')
+        export_network(other, weights, K, {'noise': picture(*SIZE)}, size_wh=SIZE)
+    tensorrt.build_engine(other)
+    return other.with_suffix('.engine')
+
+
 @pytest.mark.parametrize(
     ('what', 'reason'),
     [
@@ -385,7 +397,12 @@ def test_what_cannot_be_built_is_said(
         ('damaged', r'is damaged: run "feat_ros engine build'),
         ('foreign', 'cannot load'),
         ('stale', r'tiny\.onnx is newer than .*tiny\.engine'),
+        ('other network', r'tiny\.onnx is not what was built into .*tiny\.engine: run "feat_ros'),
         ('no manifest', 'is not the manifest of an engine'),
+        (
+            'no size',
+            r'not the manifest of an engine \(size_wh is None, not a width and a height\)',
+        ),
         ('no engine', 'there is no .*: run "feat_ros engine build'),
         ('too few', 'at most 5 keypoints and 6 are asked for'),
         ('no package', "TensorRT's Python package is not installed"),
@@ -416,8 +433,17 @@ def test_an_engine_that_does_not_fit_is_passed_over(
         ))  # fmt: skip
     elif what == 'stale':
         changed(beside, onnx_sha256={'tiny.onnx': '0' * 64})
+    elif what == 'other network':
+        other = build_other(model)
+        shutil.copy(other, engine)
+        shutil.copy(f'{other}.json', beside)
+        # What it was built from is not there: then its manifest names nothing to compare with.
+        other.with_suffix('.onnx').unlink()
     elif what == 'no manifest':
         beside.write_text('{')
+    elif what == 'no size':
+        network = json.loads(beside.read_text())['network']
+        changed(beside, network={**network, 'size_wh': None})
     elif what == 'no engine':
         engine.unlink()
     elif what == 'too few':
@@ -431,6 +457,67 @@ def test_an_engine_that_does_not_fit_is_passed_over(
     caplog.set_level('INFO', 'feat_ros.runtimes')
     assert open_network('tiny', count, 'auto', str(model)).name == 'onnx'
     assert 'tiny runs by onnx on the cpu; not tensorrt: ' in caplog.text
+    # An engine that is there and is not used is worth a warning.
+    assert caplog.records[-1].levelname == ('INFO' if what == 'no engine' else 'WARNING')
+
+
+def no_cuda_provider(*_: Any) -> Any:
+    raise NetworkError('no provider')
+
+
+def no_cuda(*_: Any) -> Any:
+    raise TypeError('pybind11::init(): factory function returned nullptr')
+
+
+def lacking(message: str) -> Any:
+    """Return an importer that finds every ``tensorrt`` to lack a library."""
+
+    def find_spec(name: str, *_: Any) -> None:
+        if name == 'tensorrt':
+            raise ImportError(message)
+
+    return SimpleNamespace(find_spec=find_spec)
+
+
+@pytest.mark.parametrize(
+    ('what', 'reason'),
+    [
+        ('library', r'does not load \(libnvinfer\.so\.10: cannot open'),
+        ('runtime', r'failed to load .*tiny\.engine: pybind11::init'),
+        ('context', r'failed to load .*tiny\.engine: MemoryError'),
+    ],
+)
+def test_a_tensorrt_that_is_broken_is_passed_over(
+    model: Path, trt: Any, monkeypatch: pytest.MonkeyPatch, what: str, reason: str
+) -> None:
+    def no_memory(self: Any) -> None:
+        raise MemoryError
+
+    tensorrt.build_engine(model)
+    if what == 'library':
+        monkeypatch.delitem(sys.modules, 'tensorrt')
+        lacks = lacking('libnvinfer.so.10: cannot open shared object file')
+        monkeypatch.setattr(sys, 'meta_path', [lacks, *sys.meta_path])
+    elif what == 'runtime':
+        monkeypatch.setattr(trt, 'Runtime', no_cuda)
+    else:
+        monkeypatch.setattr(StandInEngine, 'create_execution_context', no_memory)
+    with pytest.raises(NetworkError, match=reason):
+        open_network('tiny', K, 'tensorrt', str(model))
+    assert open_network('tiny', K, 'auto', str(model)).name == 'onnx'
+
+
+def test_a_build_or_a_run_that_raises_is_a_sentence(
+    model: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt.build_engine(model)
+    engine: Any = open_network('tiny', K, 'tensorrt', str(model))
+    monkeypatch.setattr(engine._context, 'execute_async_v3', no_cuda, raising=False)
+    with pytest.raises(NetworkError, match='TensorRT failed to run the engine: pybind11'):
+        engine(picture(*SIZE), SIZE)
+    monkeypatch.setattr(trt, 'Builder', no_cuda)
+    with pytest.raises(NetworkError, match=r'TensorRT failed to build .*tiny\.onnx: pybind11'):
+        tensorrt.build_engine(model)
 
 
 def test_a_gpu_that_goes_away_is_replaced(
@@ -441,8 +528,10 @@ def test_a_gpu_that_goes_away_is_replaced(
     assert network.name == 'tensorrt'
     image = picture(*SIZE)
     before = network(image, SIZE)
-    network._runtime._driver.failure = 'out of memory (2)'
+    failing = network._runtime
+    failing._driver.failure = 'out of memory (2)'
     after = network(image, SIZE)
+    assert (failing._driver.memory, failing._engine, failing._context) == ([], None, None)
     assert (network.name, network.device) == ('onnx', 'cpu')
     assert_array_equal(before.keypoints, after.keypoints)
     assert 'tiny stopped running by tensorrt: CUDA failed in cuStreamSync' in caplog.text
@@ -451,6 +540,33 @@ def test_a_gpu_that_goes_away_is_replaced(
     only._driver.failure = 'out of memory (2)'
     with pytest.raises(NetworkError, match='out of memory'):
         only(image, SIZE)
+
+
+def test_one_that_failed_is_tried_again_where_nothing_else_works(
+    model: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt.build_engine(model)
+    network: Any = open_network('tiny', K, 'auto', str(model))
+    image, failing = picture(*SIZE), network._runtime
+    before = network(image, SIZE)
+    failing._driver.failure = 'out of memory (2)'
+    monkeypatch.setattr(OnnxRuntime, '__init__', no_cuda_provider)
+    with pytest.raises(NetworkError, match=r'by tensorrt: CUDA failed .*; onnx: no provider'):
+        network(image, SIZE)
+    assert failing._driver.memory == []
+    assert_array_equal(network(image, SIZE).keypoints, before.keypoints)
+    assert (network.name, network._runtime is failing) == ('tensorrt', False)
+
+
+def test_one_with_other_weights_is_closed_again(model: Path, trt: Any) -> None:
+    tensorrt.build_engine(model)
+    network: Any = open_network('tiny', K, 'auto', str(model))
+    other = build_other(model)
+    network._waiting = [network._candidate._replace(path=other), *network._waiting]
+    network._runtime._driver.failure = 'out of memory (2)'
+    network(picture(*SIZE), SIZE)
+    assert network.name == 'onnx'
+    assert [driver.memory for driver in StandInDriver.streams.values()][-3:] == [[], [], []]
 
 
 def test_without_graphs_it_still_runs(
@@ -465,6 +581,21 @@ def test_without_graphs_it_still_runs(
     assert caplog.text.count('runs without a CUDA graph: CUDA failed in cuStreamEndCapture') == 1
 
 
+def test_a_capture_that_does_not_begin_is_done_without(
+    model: Path, trt: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: Any) -> None:
+        raise NetworkError('CUDA failed in cuStreamBeginCapture_v2: not permitted (900)')
+
+    monkeypatch.setattr(StandInDriver, 'begin_capture', refuse)
+    tensorrt.build_engine(model)
+    engine: Any = open_network('tiny', K, 'tensorrt', str(model))
+    found = [engine(picture(*SIZE), SIZE) for _ in range(3)]
+    assert engine._driver.launched == 0
+    assert_array_equal(found[0].keypoints, found[2].keypoints)
+    assert 'without a CUDA graph: CUDA failed in cuStreamBeginCapture' in caplog.text
+
+
 def test_verify_builds_compares_and_measures(
     model: Path, trt: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -476,6 +607,53 @@ def test_verify_builds_compares_and_measures(
     assert 'building an engine: there is no' in capsys.readouterr().out
     assert main(['engine', 'build', str(model)]) == 0
     assert 'tiny, fp32, TensorRT 10.3.0 on Orin (8.7)' in capsys.readouterr().out
+
+
+def test_verify_compares_what_the_graph_gives(
+    model: Path,
+    trt: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One photograph is enough, and a recorded run that gives nothing new is found out."""
+    write_png(tmp_path / 'photo.png', picture(*SIZE))
+    words = ['engine', 'verify', str(model), '--photo', str(tmp_path / 'photo.png')]
+    assert main(words) == 0
+
+    def launch(self: StandInDriver, executable: list[Work]) -> None:
+        """All of it but the copy of the places."""
+        self.begun += [*executable[:3], *executable[4:]]
+
+    monkeypatch.setattr(StandInDriver, 'launch', launch)
+    assert main(words) == 1
+    assert 'the engine is off on photo.png' in capsys.readouterr().err
+
+
+class OldCuda:
+    """The driver's library as far as its version."""
+
+    @staticmethod
+    def cuDriverGetVersion(value: Any) -> int:
+        value._obj.value = 12020
+        return 0
+
+
+def test_the_version_of_the_driver_is_its_own_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two drivers of one CUDA are two: an engine fits only one of them."""
+    driver = CudaDriver.__new__(CudaDriver)
+    driver._library = OldCuda()
+    monkeypatch.setattr(cuda_driver, '_PROC', tmp_path / 'version')
+    assert driver.version == '12.2'
+    for line, own in (
+        ('UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023', '535.129.03'),
+        ('UNIX Open Kernel Module for aarch64  540.3.0  Release Build  (root)', '540.3.0'),
+    ):
+        text = f'NVRM version: NVIDIA {line}\nGCC version:  gcc version 12.3.0\n'
+        (tmp_path / 'version').write_text(text)
+        assert driver.version == f'12.2, {own}'
 
 
 def test_the_driver_moves_memory_as_it_is_told() -> None:

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,9 @@ from feat_ros.errors import ConfigError, DataError  # noqa: E402
 from feat_ros.extractors import create_extractor  # noqa: E402
 from feat_ros.models.weights import load_weights  # noqa: E402
 from feat_ros.runtimes import WEIGHTS  # noqa: E402
-from feat_ros.semantics import StabilityGroup  # noqa: E402
+from feat_ros.semantics import get_label_table, StabilityGroup  # noqa: E402
 from feat_ros.training import augment, checkpoint, lite, pairs, pictures  # noqa: E402
+from feat_ros.training import run as run_module  # noqa: E402
 from feat_ros.training.configs import (  # noqa: E402
     LightConfig,
     LiteConfig,
@@ -33,12 +37,15 @@ from feat_ros.training.configs import (  # noqa: E402
     Sfd2Config,
     TownCacheConfig,
 )
+from feat_ros.training.label_writer import write_label_files  # noqa: E402
 from feat_ros.training.pairs import PairMaker  # noqa: E402
 from feat_ros.training.run import learning_rate, Run, Trainee  # noqa: E402
 from feat_ros.training.sfd2 import cell_targets  # noqa: E402
 from feat_ros.training.systems import get_system, SYSTEMS  # noqa: E402
 from feat_ros.training.town_cache import TownCache, TownViews, write_town_cache  # noqa: E402
+from feat_ros.training.validation import localize_town  # noqa: E402
 
+ROOT = Path(__file__).parents[1]
 Float = npt.NDArray[np.float64]
 PLAIN = LightConfig(
     night_share=0.0, shadow_share=0.0, motion_blur_share=0.0, blur_share=0.0, jpeg_share=0.0
@@ -415,12 +422,175 @@ def test_a_run_in_pieces_is_a_run_in_one(tmp_path: Path, photos: Path) -> None:
     assert len(data['validation']) == 1
 
 
+@pytest.fixture
+def segmenter(tmp_path: Path) -> Any:
+    """Write a network of the kind that Hugging Face has, of so many classes; return its folder."""
+    transformers = pytest.importorskip('transformers')
+
+    def write(num_classes: int) -> Path:
+        torch.manual_seed(3)
+        layout = transformers.SegformerConfig(
+            num_labels=num_classes, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4,
+            decoder_hidden_size=16, depths=[1] * 4,
+        )  # fmt: skip
+        folder = tmp_path / f'{num_classes}_classes'
+        transformers.SegformerForSemanticSegmentation(layout).save_pretrained(folder)
+        processor = transformers.SegformerImageProcessorPil(size={'height': 64, 'width': 96})
+        processor.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(('count', 'table'), [(150, 'ade20k'), (19, 'cityscapes_train')])
+def test_labels_by_a_network(
+    tmp_path: Path, segmenter: Any, capsys: pytest.CaptureFixture[str], count: int, table: str
+) -> None:
+    import transformers
+
+    folder = segmenter(count)
+    photo, labels = tmp_path / 'photos' / 'a.png', tmp_path / 'photos' / 'a.group.png'
+    photo.parent.mkdir()
+    cv2.imwrite(str(photo), textured(70, 100, 1))
+    command = ['train', 'label-files', str(photo.parent), '--model', str(folder)]
+    assert main(command) == 0
+    assert '1 files written, 0 were there' in capsys.readouterr().out
+
+    # By hand: normalised, the largest of the logits after bilinear interpolation.
+    image = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
+    processor = transformers.SegformerImageProcessorPil.from_pretrained(folder)
+    given = processor(images=image, return_tensors='pt')['pixel_values']
+    network = transformers.SegformerForSemanticSegmentation.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = network(given).logits
+    logits = torch.nn.functional.interpolate(logits, (70, 100), mode='bilinear')
+    classes = get_label_table(table).classes
+    first = 1 if table == 'ade20k' else 0
+    wanted = [[classes[int(k) + first][1] for k in row] for row in logits[0].argmax(0)]
+    found = cv2.imread(str(labels), cv2.IMREAD_UNCHANGED)
+    assert_array_equal(found, wanted)
+    assert len(np.unique(found)) > 1
+
+    stamp = labels.stat().st_mtime_ns
+    assert main(command) == 0
+    assert '0 files written, 1 were there' in capsys.readouterr().out
+    assert labels.stat().st_mtime_ns == stamp
+
+
+def test_labels_that_nobody_knows(
+    tmp_path: Path, segmenter: Any, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [photos / '1.png']
+    cpu = torch.device('cpu')
+    with pytest.raises(ConfigError, match='knows 7 classes: take one that was trained on ADE20K'):
+        write_label_files(alone, str(segmenter(7)), cpu, lambda items, _: items)
+    with pytest.raises(ConfigError, match=r'cannot be used: .*; name a network for semantic'):
+        write_label_files(alone, str(tmp_path / 'nothing'), cpu, lambda items, _: items)
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    with pytest.raises(ConfigError, match=r'pip install "feat_ros\[label\]"'):
+        write_label_files(alone, 'any', cpu, lambda items, _: items)
+    assert not (photos / '1.group.png').exists()
+
+
+def test_localization_in_a_town(town: TownCache) -> None:
+    shipped = load_weights(WEIGHTS / 'sfd2_lite.npz', 'sfd2_lite')
+    found = localize_town(shipped, town, torch.device('cpu'))
+    assert found['localized'] >= 0.75
+    assert 0.5 < found['localized_area'] <= found['localized']
+    # As if each frame stood where the next one of its pairs stands.
+    elsewhere = copy.copy(town)
+    elsewhere._frames = [*town._frames[1:], town._frames[0]]
+    assert localize_town(shipped, elsewhere, torch.device('cpu'))['localized'] <= 0.25
+
+
+def test_a_run_keeps_what_localizes_best(
+    tmp_path: Path, photos: Path, town: TownCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    areas = iter([0.25, 0.5, 0.25])
+
+    def localized(weights: Any, cache: TownCache, device: Any) -> dict[str, float]:
+        assert cache.folder == town.folder
+        area = next(areas)
+        return {**localize_town(weights, cache, device), 'localized_area': area}
+
+    monkeypatch.setattr(run_module, 'localize_town', localized)
+    config = run_config(
+        photos, steps=3, log_every=7, validate_every=1, validation_town=str(town.folder)
+    )
+    Run(LITE, config, tmp_path).train()
+    lines = [json.loads(line) for line in (tmp_path / 'validation.jsonl').read_text().splitlines()]
+    assert [line['localized_area'] for line in lines] == [0.25, 0.5, 0.25]
+    assert all(0 <= line['localized'] <= 1 for line in lines)
+    assert load_weights(tmp_path / 'weights_best.npz', 'sfd2_lite').provenance['step'] == 2
+    data = json.loads((tmp_path / 'data.json').read_text())
+    assert data['validation_town']['num_towns'] == 1
+    with pytest.raises(DataError, match=r'has town 9001, as .*first_seed=9002'):
+        Run(LITE, replace(config, town=str(town.folder)), tmp_path / 'other')
+
+
+def test_two_processes_take_a_step_together(tmp_path: Path, photos: Path) -> None:
+    """The mean of the gradients of two batches; one process does not go on with such a run."""
+    config = run_config(photos, steps=2, warmup_steps=0)
+    run = Run(LITE, config, tmp_path / 'by_hand')
+    maker = PairMaker(config.pair, run.photos, None, config.seed)
+    gradients = []
+    run.trainee.train()
+    for number in (0, 1):
+        torch.manual_seed(config.seed + number)
+        run.trainee.zero_grad()
+        LITE.losses(run.trainee, maker[number], config)[0].backward()
+        gradients.append([each.grad for each in run.trainee.parameters()])
+    for parameter, *both in zip(run.trainee.parameters(), *gradients, strict=True):
+        parameter.grad = None if both[0] is None else torch.stack(both).mean(0)
+    torch.nn.utils.clip_grad_norm_(run.trainee.parameters(), 10.0)
+    run.optimizer.step()
+
+    (tmp_path / 'config.json').write_text(json.dumps(asdict(config)))
+    command = [
+        sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
+        '-m', 'feat_ros', 'train', 'sfd2_lite', '--config', str(tmp_path / 'config.json'),
+        '--out', str(tmp_path / 'run'),
+    ]  # fmt: skip
+    subprocess.run([*command, '--minutes', '1e-9'], check=True, cwd=ROOT, timeout=300)
+    last = checkpoint.load(tmp_path / 'run' / 'last.npz')
+    assert last['step'] == 1
+    for name, each in run.trainee.named_parameters():
+        assert_allclose(last[f'model.{name}'], each.detach().numpy(), atol=2e-6, err_msg=name)
+    subprocess.run(command, check=True, cwd=ROOT, timeout=300)
+    assert checkpoint.load(tmp_path / 'run' / 'last.npz')['step'] == 2
+    lines = (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [1, 2]
+    with pytest.raises(DataError, match=r'in 2 processes, not of .* in 1 process: go on as'):
+        Run(LITE, config, tmp_path / 'run')
+
+
 def test_a_killed_run_logs_no_step_twice(tmp_path: Path, photos: Path) -> None:
     Run(LITE, run_config(photos), tmp_path).train(last_step=2)
     with (tmp_path / 'log.jsonl').open('a') as file:
         file.write('{"step": 3}\n')
     run = Run(LITE, run_config(photos), tmp_path)
     assert [line['step'] for line in run.curves.read('log')] == [1, 2]
+
+
+def test_a_checkpoint_in_parts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    path = tmp_path / 'last.npz'
+    arrays: dict[str, Any] = {str(k): rng.normal(size=3000) for k in range(10)}
+    arrays['large'] = rng.normal(size=20_000)
+    for _ in range(2):
+        checkpoint.save_in_parts(path, arrays, largest=100_000)
+        files = sorted(tmp_path.iterdir())
+        assert [each.stat().st_size > 100_000 for each in files].count(True) == 1
+        assert len(files) == 5
+        found = checkpoint.load(path)
+        assert found.keys() == arrays.keys()
+        assert all((found[name] == each).all() for name, each in arrays.items())
+    files[0].unlink()
+    with pytest.raises(DataError, match='does not exist'):
+        checkpoint.load(path)
+    checkpoint.save_in_parts(path, {'step': np.array(3)})
+    assert [each.name for each in tmp_path.iterdir()] == ['last.npz']
+    assert checkpoint.load(path).keys() == {'step'}
 
 
 def test_a_checkpoint_is_small(tmp_path: Path, photos: Path) -> None:

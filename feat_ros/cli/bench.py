@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from feat_ros.cli.common import add_command, check_writable, progress
-from feat_ros.errors import DataError
+from feat_ros.errors import DataError, FeatRosError
 from feat_ros.extractors import Extractor, RETRIEVAL_EXTRACTORS
 
 Run = Callable[[argparse.Namespace], dict[str, Any]]
@@ -298,10 +298,15 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
 
         return bench_scaling()
 
+    def frame() -> dict[str, Any]:
+        from feat_ros.frame_bench import bench_frame
+
+        return bench_frame()
+
     benches: dict[str, Callable[[], dict[str, Any]]] = {
         'extract': extract, 'cuda': cuda, 'localize': bench.bench_localize,
         'match': bench.bench_match, 'pnp': bench.bench_pnp, 'retrieval': retrieval,
-        'map-open': bench.bench_map_open, 'scaling': scaling,
+        'map-open': bench.bench_map_open, 'scaling': scaling, 'frame': frame,
     }  # fmt: skip
     reports, left_out = {}, []
     for name, run in benches.items():
@@ -310,8 +315,10 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
             reports[name] = _show(run())
         except ModuleNotFoundError as error:
             left_out.append(f'{name} is left out: Python package {error.name!r} is not installed')
-        except DataError as error:
-            left_out.append(f'{name} is left out: {error}')
+        except (FeatRosError, RuntimeError) as error:
+            # torch has no memory left, for instance: what was measured before stays.
+            reason, *_ = str(error).splitlines() or [type(error).__name__]
+            left_out.append(f'{name} is left out: {reason}')
     print('\n'.join(left_out))
     return merge_reports(reports, left_out)
 

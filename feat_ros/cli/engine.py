@@ -81,23 +81,28 @@ def run_verify(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.runtimes.contract import read_manifest, Runtime, RuntimeOptions
     from feat_ros.runtimes.onnx import OnnxRuntime
     from feat_ros.runtimes.parity import check_parity
-    from feat_ros.runtimes.tensorrt import build_engine, engine_of, TensorrtRuntime
+    from feat_ros.runtimes.tensorrt import build_engine, TensorrtRuntime
     from feat_ros.town.pictures import street_pictures
 
     manifest = read_manifest(args.model)
     known = manifest.network, manifest.max_keypoints
     try:
-        engine = TensorrtRuntime(engine_of(args.model), *known)
+        engine = TensorrtRuntime(args.model, *known)
     except NetworkError as error:
         print(f'building an engine: {error}')
         build_engine(args.model, args.workspace_mb)
-        engine = TensorrtRuntime(engine_of(args.model), *known)
+        engine = TensorrtRuntime(args.model, *known)
     on_cpu = OnnxRuntime(args.model, *known, RuntimeOptions(provider='cpu'))
     photographs = {path.name: read_image(path) for path in args.photo} or street_pictures()
     inputs = {
         name: network_input(photograph, 8192, engine.size_multiple, engine.size_wh)
         for name, photograph in photographs.items()
     }
+    image, valid_wh = next(iter(inputs.values()))
+    # The second run is recorded, and what the record gives is compared. On another image, since a
+    # record that does nothing leaves what the run before has found.
+    for _ in range(2):
+        engine(255 - image, valid_wh)
     parity = check_parity('the engine', on_cpu, engine, inputs, manifest.precision)
     for name, found in parity.items():
         print(
@@ -106,7 +111,6 @@ def run_verify(args: argparse.Namespace) -> dict[str, Any]:
         )
     runs: dict[str, Runtime] = {'tensorrt': engine, 'onnx, cpu': on_cpu}
     ms: dict[str, list[float]] = {name: [] for name in runs}
-    image, valid_wh = next(iter(inputs.values()))
     for _ in range(_ROUNDS):
         for name, run in runs.items():
             start = time.perf_counter()

@@ -120,6 +120,19 @@ def add_parser(commands: Any) -> None:
     )
     sam.add_argument('--device', default='cpu', metavar='NAME', help='of torch; default: cpu')
     sam.set_defaults(run=run_sam_files)
+    labels = add_command(
+        systems, 'label-files',
+        'Write stability groups, NAME.group.png beside NAME.jpg, by a network for semantic '
+        'segmentation that was trained on ADE20K or Cityscapes: a folder, or its name at Hugging '
+        'Face, from where it is downloaded. It needs pip install "feat_ros[label]". Files that '
+        'are there are kept: what was interrupted goes on with the next photograph.',
+        'feat_ros train label-files photographs --model '
+        'openmmlab/upernet-convnext-large --device cuda',
+    )  # fmt: skip
+    labels.add_argument('photos', nargs='+', metavar='PHOTOS', help='folders of photographs')
+    labels.add_argument('--model', required=True, metavar='NAME', help='a folder, or a name')
+    labels.add_argument('--device', default='cpu', metavar='NAME', help='of torch; default: cpu')
+    labels.set_defaults(run=run_label_files)
     weights = add_command(
         systems, 'weights',
         'Write the averaged weights of a run, as it stands, for an extractor: '
@@ -181,6 +194,18 @@ def run_sam_files(args: argparse.Namespace) -> dict[str, Any]:
     written = write_sam_files(
         photos, args.type, args.checkpoint, get_device(args.device), progress
     )
+    print(f'{written} files written, {len(photos) - written} were there')
+    return {'written': written, 'kept': len(photos) - written}
+
+
+def run_label_files(args: argparse.Namespace) -> dict[str, Any]:
+    """Write labels of photographs."""
+    from feat_ros.training.label_writer import write_label_files
+    from feat_ros.training.pictures import find_photos
+    from feat_ros.training.run import get_device
+
+    photos = find_photos(args.photos)
+    written = write_label_files(photos, args.model, get_device(args.device), progress)
     print(f'{written} files written, {len(photos) - written} were there')
     return {'written': written, 'kept': len(photos) - written}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from feat_ros.errors import FeatRosError, NetworkError
+from feat_ros.errors import AbsentNetworkError, FeatRosError, NetworkError
 from feat_ros.image import Image
 from feat_ros.runtimes.contract import NetworkOutput, Runtime, RuntimeOptions
 
@@ -24,11 +24,11 @@ _Open = Callable[[str, int, Path | None, RuntimeOptions], Runtime]
 def _open_tensorrt(
     network: str, max_keypoints: int, path: Path | None, options: RuntimeOptions
 ) -> Runtime:
-    from feat_ros.runtimes.tensorrt import engine_of, TensorrtRuntime
+    from feat_ros.runtimes.tensorrt import TensorrtRuntime
 
     if path is None:
-        raise NetworkError('the package has no engine, which only its GPU can make')
-    return TensorrtRuntime(engine_of(path), network, max_keypoints, options)
+        raise AbsentNetworkError('the package has no engine, which only its GPU can make')
+    return TensorrtRuntime(path, network, max_keypoints, options)
 
 
 def _open_onnx(
@@ -73,13 +73,17 @@ class _Candidate(NamedTuple):
 class FallingBack:
     """A runtime that is followed by the next one when it stops working."""
 
-    def __init__(self, first: Runtime, network: str, waiting: list[_Candidate]) -> None:
-        self._waiting = waiting
+    def __init__(
+        self, first: Runtime, candidate: _Candidate, network: str, waiting: list[_Candidate]
+    ) -> None:
         self._network = network
-        self._use(first)
+        self._waiting = waiting
+        self._failed = ''
+        self._use(first, candidate)
 
-    def _use(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def _use(self, runtime: Runtime, candidate: _Candidate) -> None:
+        self._runtime: Runtime | None = runtime
+        self._candidate = candidate
         self.name, self.device = runtime.name, runtime.device
         self.max_keypoints, self.descriptor_dim = runtime.max_keypoints, runtime.descriptor_dim
         self.weights_sha256 = runtime.weights_sha256
@@ -91,29 +95,43 @@ class FallingBack:
         :raises NetworkError: none is left.
         """
         while True:
+            runtime = self._runtime or self._next((image.shape[1], image.shape[0]))
             try:
-                return self._runtime(image, valid_wh)
+                return runtime(image, valid_wh)
             except NetworkError as error:
-                self._use(self._next(error, (image.shape[1], image.shape[0])))
+                self._failed = f'{self._network} stopped running by {self.name}: {error}'
+                if not self._waiting:
+                    raise NetworkError(self._failed) from None
+            # After the handler, whose traceback holds what the run had on the GPU.
+            self.close()
 
-    def _next(self, failure: NetworkError, size_wh: tuple[int, int]) -> Runtime:
-        failed = f'{self._network} stopped running by {self.name}: {failure}'
-        reasons: list[str] = []
+    def close(self) -> None:
+        """See :meth:`Runtime.close`."""
+        if self._runtime is not None:
+            self._runtime.close()
+        self._runtime = None
+
+    def _next(self, size_wh: tuple[int, int]) -> Runtime:
+        reasons: dict[str, bool] = {}
         while self._waiting:
             candidate = self._waiting.pop(0)
             opened = _try(self._network, self.max_keypoints, candidate, reasons)
             if opened is None:
                 continue
             if opened.weights_sha256 != self.weights_sha256:
-                reasons.append(f'{candidate.name}: it has other weights')
+                reasons[f'{candidate.name}: it has other weights'] = True
             elif opened.size_wh not in (None, size_wh):
-                reasons.append(f'{candidate.name}: it takes another size of image')
+                reasons[f'{candidate.name}: it takes another size of image'] = True
             else:
                 logger.warning(
-                    '%s; it goes on by %s on the %s', failed, opened.name, opened.device
+                    '%s; it goes on by %s on the %s', self._failed, opened.name, opened.device
                 )
+                self._use(opened, candidate)
                 return opened
-        raise NetworkError('; '.join([failed, *reasons])) from None
+            opened.close()
+        # By the next image there may be memory again for the one that failed.
+        self._waiting = [self._candidate]
+        raise NetworkError('; '.join([self._failed, *reasons]))
 
 
 def open_network(
@@ -125,8 +143,9 @@ def open_network(
 ) -> Runtime:
     """Open a network by the first runtime that works, or by the one that is named.
 
-    With ``auto``, a runtime that computes on a GPU goes before one that does not, and where one
-    stops working the next goes on.
+    With ``auto``, a runtime that computes on a GPU goes before one that does not, where one
+    stops working the next goes on, and where nothing can run the model that is named the
+    package's own is taken, with a warning.
 
     :param network: its name.
     :param max_keypoints: K; a file exported for more is cut to it.
@@ -136,6 +155,38 @@ def open_network(
     :raises NetworkError: nothing that is installed can run it; the message says why for each.
     """
     path = Path(model) if model else None
+    groups = [_candidates(runtime, path, options)]
+    if runtime == 'auto' and path is not None:
+        groups.append(_candidates('auto', None, options))
+    reasons: dict[str, bool] = {}
+    opened = None
+    for group in groups:
+        opened = opened or _open_first(network, max_keypoints, group, reasons)
+    if opened is None:
+        raise NetworkError(f'network {network!r} cannot run: {"; ".join(reasons)}')
+    found, candidate, rest = opened
+    instead = '' if candidate.path == path else f" with the package's weights instead of {path}"
+    logger.log(
+        logging.WARNING if instead or any(reasons.values()) else logging.INFO,
+        '%s runs by %s on the %s%s%s',
+        network, found.name, found.device, instead, ''.join(f'; not {r}' for r in reasons),
+    )  # fmt: skip
+    if runtime != 'auto':
+        return found
+    if found.device == 'cuda':
+        # The same weights on the CPU, where the GPU itself has gone.
+        on_cpu = options._replace(provider='cpu', precision='fp32')
+        rest += [
+            each._replace(options=on_cpu)
+            for group in groups
+            for each in group
+            if each.name != 'tensorrt'
+        ]
+    return FallingBack(found, candidate, network, rest) if rest else found
+
+
+def _candidates(runtime: str, path: Path | None, options: RuntimeOptions) -> list[_Candidate]:
+    """Return what may run a file, or the package's own where none is named."""
     names = list(RUNTIMES) if runtime == 'auto' else [runtime]
     if path is not None:
         readers = [name for name, (_, suffixes) in RUNTIMES.items() if path.suffix in suffixes]
@@ -148,49 +199,44 @@ def open_network(
         names = [name for name in names if name in readers]
         if not names:
             raise NetworkError(f'runtime {runtime!r} does not read {path}: {readers[-1]!r} does')
-    reasons: list[str] = []
-    waiting = [_Candidate(name, path, options) for name in names]
-    found: Runtime | None = None
-    slower: list[_Candidate] = []
-    while waiting:
-        candidate = waiting.pop(0)
+    return [_Candidate(name, path, options) for name in names]
+
+
+def _open_first(
+    network: str, max_keypoints: int, candidates: list[_Candidate], reasons: dict[str, bool]
+) -> tuple[Runtime, _Candidate, list[_Candidate]] | None:
+    """Open the first that computes on a GPU, or else the first; return those that may follow."""
+    found: tuple[Runtime, _Candidate] | None = None
+    others: list[_Candidate] = []
+    for number, candidate in enumerate(candidates, 1):
         opened = _try(network, max_keypoints, candidate, reasons)
         if opened is None:
             continue
+        unused: tuple[Runtime, _Candidate] | None = opened, candidate
         if found is None or opened.device == 'cuda':
-            found, slower = opened, [*slower, candidate]
+            found, unused = unused, found
+        if unused is not None:
+            unused[0].close()
+            others.append(unused[1])
         # On a machine without a GPU nothing after the first can be faster.
-        if found.device == 'cuda' or not _has_gpu():
+        if opened.device == 'cuda' or not _has_gpu():
+            others += candidates[number:]
             break
-    if found is None:
-        raise NetworkError(f'network {network!r} cannot run: {"; ".join(reasons)}')
-    logger.info(
-        '%s runs by %s on the %s%s',
-        network, found.name, found.device, ''.join(f'; not {r}' for r in reasons),
-    )  # fmt: skip
-    if runtime != 'auto':
-        return found
-    rest = [each for each in (*slower, *waiting) if each.name != found.name]
-    if found.device == 'cuda':
-        # The same file on the CPU, where the GPU itself has gone.
-        on_cpu = options._replace(provider='cpu', precision='fp32')
-        rest += [
-            _Candidate(name, path, on_cpu) for name in names if name != 'tensorrt'
-        ]  # fmt: skip
-    return FallingBack(found, network, rest) if rest else found
+    return found and (*found, others)
 
 
 def _try(
-    network: str, max_keypoints: int, candidate: _Candidate, reasons: list[str]
+    network: str, max_keypoints: int, candidate: _Candidate, reasons: dict[str, bool]
 ) -> Runtime | None:
-    """Open one, or add why not to the reasons."""
+    """Open one, or add why not to the reasons, and whether anything that is there is at fault."""
     name, path, options = candidate
     try:
         return RUNTIMES[name][0](network, max_keypoints, path, options)
     except ModuleNotFoundError as error:
-        reasons.append(f'{name}: Python package {error.name!r} is not installed')
-    except FeatRosError as error:
-        reasons.append(f'{name}: {error}')
+        reasons[f'{name}: Python package {error.name!r} is not installed'] = False
+    except (FeatRosError, ImportError, OSError) as error:
+        # A library that is installed may lack another: libcudart, libnvinfer.
+        reasons[f'{name}: {error}'] = not isinstance(error, AbsentNetworkError)
     return None
 
 
@@ -211,7 +257,7 @@ def _packaged_onnx(network: str, max_keypoints: int) -> Path:
         if path.stem.rpartition('_')[2].isdecimal() and path.stem.rpartition('_')[0] == network
     }
     if not exported:
-        raise NetworkError(
+        raise AbsentNetworkError(
             f'the package has no weights of {network!r}: name a file with the option model '
             '("feat_ros export" and "feat_ros train" write some)'
         )

@@ -82,6 +82,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back the GPU's memory, once; it cannot run any more."""
+        ...
+
 
 @dataclass(frozen=True)
 class NetworkManifest(Config):

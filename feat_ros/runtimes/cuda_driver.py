@@ -9,7 +9,9 @@ makes of the plain names.
 from __future__ import annotations
 
 import ctypes
+import re
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ import numpy.typing as npt
 from feat_ros.errors import NetworkError
 
 _LIBRARY = 'libcuda.so.1'
+# "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 ..."
+_PROC = Path('/proc/driver/nvidia/version')
 # CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR and _MINOR.
 _CAPABILITY = (75, 76)
 # CUstreamCaptureMode: THREAD_LOCAL.
@@ -34,6 +38,7 @@ class CudaDriver:
         self._library = _library()
         self._device_memory: list[c_uint64] = []
         self._host_memory: list[c_void_p] = []
+        self._graphs: list[c_void_p] = []
         device, self._context, self._stream = c_int(), c_void_p(), c_void_p()
         if not self.device_count():
             raise NetworkError('the CUDA driver finds no GPU')
@@ -78,10 +83,15 @@ class CudaDriver:
 
     @property
     def version(self) -> str:
-        """Newest CUDA that the driver supports."""
+        """Newest CUDA that the driver supports and, where it says so, its own version."""
         value = c_int()
         self._call('cuDriverGetVersion', byref(value))
-        return f'{value.value // 1000}.{value.value % 1000 // 10}'
+        cuda = f'{value.value // 1000}.{value.value % 1000 // 10}'
+        try:
+            own = re.search(r'\d+\.\d[\d.]*', _PROC.read_text('utf-8', 'replace'))
+        except OSError:
+            own = None
+        return f'{cuda}, {own[0]}' if own else cuda
 
     def on_device(self, num_bytes: int) -> int:
         """Return the address of new memory of the GPU."""
@@ -127,6 +137,7 @@ class CudaDriver:
         graph, executable = c_void_p(), c_void_p()
         self._call('cuStreamEndCapture', self._stream, byref(graph))
         self._call('cuGraphInstantiateWithFlags', byref(executable), graph, c_uint64(0))
+        self._graphs.append(executable)
         self._call('cuGraphDestroy', graph)
         return executable
 
@@ -138,13 +149,15 @@ class CudaDriver:
         """Free all memory and leave the GPU; whatever fails is lost anyway."""
         library = self._library
         library.cuCtxSetCurrent(self._context)
+        for graph in self._graphs:
+            library.cuGraphExecDestroy(graph)
         for device_address in self._device_memory:
             library.cuMemFree_v2(device_address)
         for host_address in self._host_memory:
             library.cuMemFreeHost(host_address)
         library.cuStreamDestroy_v2(self._stream)
         library.cuDevicePrimaryCtxRelease_v2(self._device)
-        self._device_memory, self._host_memory = [], []
+        self._device_memory, self._host_memory, self._graphs = [], [], []
 
     def _call(self, name: str, *arguments: Any) -> None:
         _check(self._library, name, getattr(self._library, name)(*arguments))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from feat_ros.runtimes.contract import (
     read_manifest,
     RuntimeOptions,
 )
+
+logger = logging.getLogger(__name__)
 
 INPUTS = ('image', 'valid_wh')
 OUTPUTS = ('keypoints', 'scores', 'descriptors', 'stability', 'num')
@@ -61,7 +64,7 @@ class OnnxRuntime:
         session_options.log_severity_level = 3
         session_options.intra_op_num_threads = options.threads
         try:
-            self._session = onnxruntime.InferenceSession(
+            self._session: Any = onnxruntime.InferenceSession(
                 str(path), session_options, providers=providers
             )
         except Exception as error:
@@ -75,6 +78,12 @@ class OnnxRuntime:
                 f'ONNX Runtime has no working {wanted[0]} here ({self.provider} would run): '
                 'install onnxruntime-gpu and the CUDA libraries it names, or set provider=auto'
             )
+        if options.provider == 'auto' and _CUDA in available and self.provider == _CPU:
+            logger.warning(
+                '%s runs on the CPU: onnxruntime-gpu %s is installed and its %s does not start; '
+                'install the CUDA libraries it names, or set provider=cpu',
+                path.name, onnxruntime.__version__, _CUDA,
+            )  # fmt: skip
         self.device = 'cpu' if self.provider == _CPU else 'cuda'
         self.max_keypoints = max_keypoints
         self.descriptor_dim = manifest.descriptor_dim
@@ -98,6 +107,10 @@ class OnnxRuntime:
             ) from None
         kept = [array[: self.max_keypoints] for array in rows]
         return output_from_arrays([*kept, np.minimum(num, self.max_keypoints)])
+
+    def close(self) -> None:
+        """See :meth:`feat_ros.runtimes.Runtime.close`."""
+        self._session = None
 
 
 def _provider_options(provider: str, path: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ import numpy.typing as npt
 
 from feat_ros import config
 from feat_ros.config import Config, option
-from feat_ros.errors import ConfigError, NetworkError
+from feat_ros.errors import AbsentNetworkError, ConfigError, FeatRosError, NetworkError
 from feat_ros.image import Image
 from feat_ros.runtimes.contract import (
     check_manifest,
@@ -52,7 +54,7 @@ class EngineManifest(Config):
     network: NetworkManifest = option(NetworkManifest, 'its manifest')
     tensorrt: str = option('', 'version of TensorRT')
     gpu: str = option('', 'name and compute capability of the GPU')
-    driver: str = option('', 'newest CUDA that the driver supports')
+    driver: str = option('', 'newest CUDA that the driver supports, and its own version')
     sha256: str = option('', 'hash of the engine')
 
 
@@ -70,7 +72,7 @@ def engine_of(path: Path) -> Path:
     """
     engine = path.with_suffix('.engine')
     if not engine.is_file():
-        raise NetworkError(f'there is no {engine}: run "feat_ros engine build {path}"')
+        raise AbsentNetworkError(f'there is no {engine}: run "feat_ros engine build {path}"')
     return engine
 
 
@@ -98,7 +100,7 @@ def build_engine(path: Path, workspace_mb: int = _WORKSPACE_MB) -> EngineManifes
     if manifest.tensorrt_faults:
         raise NetworkError(f'TensorRT would not take {path}: {manifest.tensorrt_faults[0]}')
     trt, driver = _tensorrt(), CudaDriver()
-    try:
+    with closing(driver), _sentences(f'build {path}'):
         log = trt.Logger(trt.Logger.WARNING)
         builder = trt.Builder(log)
         network = builder.create_network(_network_flags(trt))
@@ -135,8 +137,6 @@ def build_engine(path: Path, workspace_mb: int = _WORKSPACE_MB) -> EngineManifes
             sha256=hashlib.sha256(engine).hexdigest(),
         )
         _write(timing, bytes(build_config.get_timing_cache().serialize()))
-    finally:
-        driver.close()
     target = path.with_suffix('.engine')
     _write(target, engine)
     # The manifest comes last: until then an engine that was there before does not fit it.
@@ -147,7 +147,8 @@ def build_engine(path: Path, workspace_mb: int = _WORKSPACE_MB) -> EngineManifes
 class TensorrtRuntime:
     """See :class:`feat_ros.runtimes.Runtime`.
 
-    :param path: what :func:`build_engine` wrote.
+    :param path: what :func:`build_engine` wrote, or the exported network that it was given: then
+        the engine beside it must be that network's.
     :raises NetworkError: no TensorRT or GPU, or an engine that is damaged, of another network, or
         made for another GPU, driver, TensorRT or export than there is now.
     """
@@ -162,11 +163,13 @@ class TensorrtRuntime:
         max_keypoints: int,
         options: RuntimeOptions = RuntimeOptions(),  # noqa: B008
     ) -> None:
+        named, path = path, engine_of(path)
         made = _read_engine_manifest(path)
         manifest = made.network
         check_manifest(path, manifest, network, max_keypoints)
         if options.provider == 'cpu':
             raise NetworkError('TensorRT does not run on the CPU')
+        _check_source(path, made, named)
         trt = _tensorrt()
         self._driver = CudaDriver()
         try:
@@ -174,8 +177,9 @@ class TensorrtRuntime:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != made.sha256:
                 raise NetworkError(f'{path} is damaged: {_rebuild(path, made)}')
-            self._engine, self._context = _deserialize(trt, content, path)
-            self._tensors = self._allocate()
+            with _sentences(f'load {path}'):
+                self._engine, self._context = _deserialize(trt, content, path)
+                self._tensors = self._allocate()
         except BaseException:
             self._driver.close()
             raise
@@ -209,6 +213,12 @@ class TensorrtRuntime:
         kept = [np.array(array[: self.max_keypoints]) for array in rows]
         return output_from_arrays([*kept, np.minimum(num, self.max_keypoints)])
 
+    def close(self) -> None:
+        """See :meth:`feat_ros.runtimes.Runtime.close`."""
+        self._context = self._engine = self._graph = None
+        self._tensors = {}
+        self._driver.close()
+
     def _allocate(self) -> dict[str, _Tensor]:
         tensors = {}
         for number in range(self._engine.num_io_tensors):
@@ -224,15 +234,17 @@ class TensorrtRuntime:
     def _begin(self) -> None:
         for name in _INPUTS:
             self._driver.to_device(self._tensors[name].address, self._tensors[name].host)
-        if not self._context.execute_async_v3(self._driver.stream):
+        with _sentences('run the engine'):
+            is_begun = self._context.execute_async_v3(self._driver.stream)
+        if not is_begun:
             raise NetworkError('TensorRT did not run the engine: what it logged says why')
         for name in _OUTPUTS:
             self._driver.to_host(self._tensors[name].host, self._tensors[name].address)
 
     def _capture(self) -> None:
-        self._driver.begin_capture()
         failure = None
         try:
+            self._driver.begin_capture()
             self._begin()
         except NetworkError as error:
             failure = error
@@ -255,7 +267,23 @@ def _tensorrt() -> Any:
             'and use a virtual environment with --system-site-packages, elsewhere run '
             '"pip install tensorrt"'
         ) from None
+    except (ImportError, OSError) as error:
+        raise NetworkError(
+            f'TensorRT is installed and does not load ({error}): install what it lacks'
+        ) from None
     return tensorrt
+
+
+@contextmanager
+def _sentences(doing: str) -> Iterator[None]:
+    """Say in a sentence what TensorRT raises: of any class, without CUDA a TypeError."""
+    try:
+        yield
+    except FeatRosError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise NetworkError(f'TensorRT failed to {doing}: {reason}') from None
 
 
 def _major(trt: Any) -> int:
@@ -298,9 +326,16 @@ def _check_place(path: Path, made: EngineManifest, trt: Any, driver: CudaDriver)
     ]
     if differ:
         raise NetworkError(f'{path} was made for {", ".join(differ)}: {_rebuild(path, made)}')
-    source = path.with_name(made.onnx)
-    if source.is_file() and read_manifest(source).sha256 != made.onnx_sha256:
-        raise NetworkError(f'{source} is newer than {path}: {_rebuild(path, made)}')
+
+
+def _check_source(path: Path, made: EngineManifest, named: Path) -> None:
+    """Check that an engine was built from the export that is named, or from the one beside it."""
+    source = path.with_name(made.onnx) if named == path else named
+    if named == path and not source.is_file():
+        return
+    if read_manifest(source).sha256 != made.onnx_sha256:
+        what = 'is newer than' if source.name == made.onnx else 'is not what was built into'
+        raise NetworkError(f'{source} {what} {path}: run "feat_ros engine build {source}"')
 
 
 def _rebuild(path: Path, made: EngineManifest) -> str:
@@ -314,7 +349,10 @@ def _beside(path: Path) -> Path:
 def _read_engine_manifest(path: Path) -> EngineManifest:
     try:
         content = json.loads(_beside(path).read_text('utf-8'))
-        return config.from_dict(EngineManifest, content)
+        made = config.from_dict(EngineManifest, content)
+        if len(made.network.size_wh or ()) != 2:
+            raise ValueError(f'size_wh is {made.network.size_wh}, not a width and a height')
+        return made
     except (OSError, ValueError, ConfigError) as error:
         raise NetworkError(
             f'{_beside(path)} is not the manifest of an engine ({error}): build it again with '

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ class TorchRuntime:
         weights = load_weights(path, network)
         made = build_network(weights, max_keypoints)
         try:
-            self._network = made.to(self.device, memory_format=torch.channels_last)
+            self._network: Any = made.to(self.device, memory_format=torch.channels_last)
         except RuntimeError as error:
             raise _failure(error) from None
         if options.precision == 'fp16':
@@ -84,6 +85,13 @@ class TorchRuntime:
                 return output_from_arrays([part.cpu().numpy() for part in found])
         except RuntimeError as error:
             raise _failure(error) from None
+
+    def close(self) -> None:
+        """See :meth:`feat_ros.runtimes.Runtime.close`."""
+        self._network = self._graphs = None
+        # Of a GPU that is gone everything is lost anyway.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
     def _run(self, batch: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         if self._graphs is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from feat_ros import config as configs
 from feat_ros.errors import DataError
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+_PART_BYTES = 15_000_000
+# Entry of a file that has others beside it.
+_PARTS = 'parts'
 
 
 def to_arrays(tensors: Mapping[str, Tensor], prefix: str) -> Arrays:
@@ -57,6 +62,39 @@ def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Any]) 
     optimizer.load_state_dict({'state': state, 'param_groups': groups})
 
 
+def save_in_parts(path: Path, arrays: Arrays, largest: int = _PART_BYTES) -> None:
+    """Write arrays to ``path``, and what is more than that holds to ``NAME.TOKEN.NUMBER.npz``.
+
+    A run that is carried from machine to machine in pieces has no file that is too large for the
+    way. ``path`` is written last and names the others, so that what is there is always whole;
+    :func:`load` reads them all.
+
+    :param largest: bytes of a file, unless one array alone is larger.
+    :raises DataError: the disk is full or read-only.
+    """
+    parts: list[Arrays] = [{}]
+    room = largest
+    for name, each in arrays.items():
+        # An entry of the archive has a header of some hundred bytes.
+        size = each.nbytes + 1024
+        if size > room and parts[-1]:
+            parts.append({})
+            room = largest
+        parts[-1][name] = each
+        room -= size
+    token = secrets.token_hex(4)
+    for number, part in enumerate(parts[1:], 1):
+        save(_part(path, token, number), part)
+    save(path, parts[0] | {_PARTS: np.array([token, str(len(parts) - 1)])})
+    for old in path.parent.glob(f'{path.stem}.*.*.npz'):
+        if not old.name.startswith(f'{path.stem}.{token}.'):
+            old.unlink()
+
+
+def _part(path: Path, token: str, number: int) -> Path:
+    return path.with_name(f'{path.stem}.{token}.{number}.npz')
+
+
 def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], is_packed: bool = False) -> None:
     """Write arrays so that the file is there whole or not at all.
 
@@ -75,13 +113,17 @@ def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], is_packed: bool = F
 
 
 def load(path: Path) -> Arrays:
-    """Read what :func:`save` wrote.
+    """Read what :func:`save` or :func:`save_in_parts` wrote.
 
     :raises DataError: missing or damaged.
     """
     try:
-        with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        token, count = arrays.pop(_PARTS, ('', '0'))
+        for number in range(1, int(count) + 1):
+            arrays |= load(_part(path, token, number))
+        return arrays
     except FileNotFoundError:
         raise DataError(f'{path} does not exist') from None
     except (OSError, ValueError, EOFError, BadZipFile):

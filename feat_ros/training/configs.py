@@ -57,6 +57,9 @@ class RunConfig(Config):
 
     photos: list[str] = option(list, 'folders of photographs')
     town: str | None = option(None, 'folder of "feat_ros train town-cache", if any')
+    validation_town: str | None = option(
+        None, 'another one, of other towns, to measure localization in; its best weights are kept'
+    )
     holdout_every: int = option(16, 'one photograph in so many is for validation', minimum=2)
     seed: int = option(0, 'of weights and data', minimum=0)
     steps: int = option(60_000, 'steps of the whole schedule', minimum=1)

@@ -27,6 +27,8 @@ _TITLES = {
     'consistency_loss': 'distance to the teacher',
     'grouping_loss': 'loss of the groups',
     'edge_loss': 'loss of the edges',
+    'localized': 'frames of a town within 0.25 m and 2 deg',
+    'localized_area': 'area under the share within up to 0.25 m',
     'recall_1': 'finds what sees the same first',
     'night_recall_1': 'and in little light',
 }

@@ -57,7 +57,7 @@ def data_manifest(paths: list[Path], has_sam: bool = False) -> list[dict[str, st
     """
     manifest = []
     for path in paths:
-        files = {'sha256': path, 'labels_sha256': _label_path(path)}
+        files = {'sha256': path, 'labels_sha256': label_path(path)}
         if has_sam:
             files['sam_sha256'] = sam_path(path)
         hashes = {
@@ -69,7 +69,8 @@ def data_manifest(paths: list[Path], has_sam: bool = False) -> list[dict[str, st
     return manifest
 
 
-def _label_path(path: Path) -> Path:
+def label_path(path: Path) -> Path:
+    """Return where the labels of a photograph are, if there are any."""
     return path.with_name(path.stem + _LABEL_SUFFIX)
 
 
@@ -87,13 +88,13 @@ def read_photo(path: Path) -> Picture:
     if bgr is None:
         raise DataError(f'{path} is no picture that OpenCV reads: remove it')
     image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-    label_path = _label_path(path)
+    labels = label_path(path)
     group = None
-    if label_path.exists():
-        found = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE)
+    if labels.exists():
+        found = cv2.imread(str(labels), cv2.IMREAD_GRAYSCALE)
         group = np.zeros((0, 0), np.uint8) if found is None else np.asarray(found, np.uint8)
         if group.shape != image.shape[:2] or group.max() >= len(StabilityGroup):
-            raise DataError(f'{label_path} is not a label image of {path}: size or ids differ')
+            raise DataError(f'{labels} is not a label image of {path}: size or ids differ')
     return Picture(image, group)
 
 

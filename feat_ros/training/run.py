@@ -4,8 +4,9 @@
 
 The folder holds ``config.json``, ``data.json`` (name and sha256 of every photograph),
 ``log.jsonl`` (one line every so many steps), ``validation.jsonl``, ``curves.png``,
-``tensorboard/``, ``last.npz`` (everything to go on from) and ``weights_last.npz``,
-``weights_best.npz`` (the moving average, the best by validation on matching).
+``tensorboard/``, ``last.npz`` (everything to go on from; ``last.*.npz`` beside it hold what is
+more than 15 MB) and ``weights_last.npz``, ``weights_best.npz`` (the moving average; the best by
+validation on localization where there is a town for it, else on matching).
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ from feat_ros.training.curves import Curves
 from feat_ros.training.losses import dual_softmax_loss, MatchLoss
 from feat_ros.training.pairs import Batch, PairMaker
 from feat_ros.training.pictures import data_manifest, find_photos, sam_path
+from feat_ros.training.team import join_team
 from feat_ros.training.town_cache import TownCache
+from feat_ros.training.validation import localize_town
 
 logger = logging.getLogger(__name__)
 
 # Where and how fast a run goes on may change between its pieces; nothing else may.
 _MACHINE = {
-    'photos', 'town', 'device', 'threads', 'workers', 'log_every', 'checkpoint_every',
-    'validate_every', 'validation_batches',
+    'photos', 'town', 'validation_town', 'device', 'threads', 'workers', 'log_every',
+    'checkpoint_every', 'validate_every', 'validation_batches',
 }  # fmt: skip
 # Pairs that the validation measures are made like those of the training, of photographs that it
 # does not see, from this seed.
@@ -124,20 +127,23 @@ def learning_rate(config: RunConfig, step: int) -> float:
 class Run:
     """A training run; made anew or taken up where it was left.
 
+    Of several processes (:mod:`feat_ros.training.team`) each makes pairs of its own for every
+    step, and all take it together with the mean of their gradients. What is logged, measured and
+    kept of batch statistics is the first's.
+
     :param folder: made if missing; if it holds a run, that one goes on.
-    :raises DataError: the folder's run is of another network or configuration, or there are no
-        photographs.
+    :raises DataError: the folder's run is of another network, configuration or number of
+        processes, or there are no photographs.
     :raises ConfigError: there is no such device.
     """
 
     def __init__(self, system: System, config: RunConfig, folder: Path) -> None:
         self.system, self.config, self.folder = system, config, folder
-        self.device = get_device(config.device)
+        self.team, device = join_team(config.device)
+        self.device = get_device(device)
         torch.set_num_threads(config.threads)
         cv2.setNumThreads(1)
         torch.manual_seed(config.seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.keep_config(folder, config, _MACHINE)
         photos = find_photos(config.photos)
         self.held_out = photos[config.holdout_every - 1 :: config.holdout_every]
         if not self.held_out:
@@ -151,8 +157,16 @@ class Run:
                 f'teacher=files, but none of {len(self.photos)} photographs has a file of SAM '
                 f'({sam_path(self.photos[0]).name}): write them with "feat_ros train sam-files"'
             )
-        self.town = None if config.town is None else TownCache(Path(config.town))
-        self._write_manifest()
+        self.town, self.other_town = (
+            None if folder is None else TownCache(Path(folder))
+            for folder in (config.town, config.validation_town)
+        )
+        if self.town is not None and self.other_town is not None:
+            self.other_town.refuse_towns_of(self.town)
+        if self.team.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.keep_config(folder, config, _MACHINE)
+            self._write_manifest()
         self.trainee = Trainee(system.make()).to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.trainee.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay,
@@ -164,19 +178,25 @@ class Run:
         self._validation: list[Batch] = []
         if (folder / 'last.npz').exists():
             self._load(checkpoint.load(folder / 'last.npz'))
-            logger.warning('going on from step %d of %s', self.step, folder)
-        self.curves.truncate(self.step)
+            if self.team.rank == 0:
+                logger.warning('going on from step %d of %s', self.step, folder)
+        if self.team.rank == 0:
+            self.curves.truncate(self.step)
 
     def _write_manifest(self) -> None:
         path = self.folder / 'data.json'
-        trained = {'network': self.system.network, 'options': dict(self.system.options)}
+        trained = {
+            'network': self.system.network,
+            'options': dict(self.system.options),
+            'processes': self.team.size,
+        }
         if path.exists():
-            written = json.loads(path.read_text(encoding='utf-8'))
+            written = {'processes': 1} | json.loads(path.read_text(encoding='utf-8'))
             before = {name: written.get(name) for name in trained}
             if before != trained:
                 raise DataError(
                     f'{self.folder} holds a run of {_described(before)}, not of '
-                    f'{_described(trained)}: name another folder'
+                    f'{_described(trained)}: go on as it was begun, or name another folder'
                 )
         manifest = {
             **trained,
@@ -188,6 +208,7 @@ class Run:
             'training': data_manifest(self.photos, any(self.config.sam_parts)),
             'validation': data_manifest(self.held_out, any(self.config.sam_parts)),
             'town': None if self.town is None else self.town.description,
+            'validation_town': None if self.other_town is None else self.other_town.description,
         }
         path.write_text(json.dumps(manifest, indent=1) + '\n', encoding='utf-8')
 
@@ -202,6 +223,8 @@ class Run:
 
     def save(self) -> None:
         """Write ``last.npz`` and ``weights_last.npz``."""
+        if self.team.rank:
+            return
         arrays = {
             **checkpoint.to_arrays(self.trainee.state_dict(), 'model'),
             **checkpoint.to_arrays(self.average.values, 'ema'),
@@ -209,7 +232,7 @@ class Run:
             'step': np.array(self.step),
             'best': np.array(self.best),
         }
-        checkpoint.save(self.folder / 'last.npz', arrays)
+        checkpoint.save_in_parts(self.folder / 'last.npz', arrays)
         self._save_weights('weights_last.npz')
 
     def _save_weights(self, name: str) -> None:
@@ -222,12 +245,13 @@ class Run:
         maker = PairMaker(
             config.pair, self.photos, self.town, config.seed, device, config.sam_parts
         )
+        numbers = self.team.numbers(self.step, last)
         if not config.workers:
-            return (maker[step] for step in range(self.step, last))
+            return (maker[number] for number in numbers)
         return iter(
             DataLoader(
                 maker,
-                sampler=range(self.step, last),
+                sampler=numbers,
                 batch_size=None,
                 num_workers=config.workers,
                 prefetch_factor=4,
@@ -250,18 +274,22 @@ class Run:
         self.trainee.train()
         sums: dict[str, Tensor] = {}
         count, bad, waited, mark = 0, 0, 0.0, time.monotonic()
-        while self.step < last and time.monotonic() - start < seconds:
+        is_time_up = seconds <= 0
+        while self.step < last and not is_time_up:
             before = time.monotonic()
             batch = next(batches).to(self.device)
             waited += time.monotonic() - before
             for group in self.optimizer.param_groups:
                 group['lr'] = learning_rate(config, self.step)
             # What a step leaves out by chance follows from its number, as its pairs do.
-            torch.manual_seed(config.seed + self.step)
+            torch.manual_seed(config.seed + self.team.numbers(self.step, last)[0])
             statistics = [each.clone() for each in self.trainee.buffers()]
             total, logged = self.system.losses(self.trainee, batch, config)
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
+            is_time_up = self.team.mean_gradients(
+                self.trainee.parameters(), is_time_up=time.monotonic() - start >= seconds
+            )
             norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), 10.0)
             if torch.isfinite(norm):
                 self.optimizer.step()
@@ -280,6 +308,8 @@ class Run:
                         'with a lower learning_rate; the last checkpoint stays'
                     )
             self.step += 1
+            if self.team.rank:
+                continue
             if self.step % config.log_every == 0 and count:
                 means = {name: float(value) / count for name, value in sums.items()}
                 now = time.monotonic()
@@ -309,7 +339,7 @@ class Run:
         logger.info('%s', line)
 
     def _validate(self) -> None:
-        """Measure matching on held-out photographs with the averaged weights."""
+        """Measure the averaged weights: matching on held-out photographs, and localization."""
         config = self.config
         if not self._validation:
             maker = PairMaker(
@@ -325,12 +355,17 @@ class Run:
                 _, logged = self.system.losses(averaged, batch, config)
             for name, value in logged.items():
                 found[name] = found.get(name, 0.0) + float(value) / len(self._validation)
+        if self.other_town is not None:
+            arrays = checkpoint.to_arrays(self.average.values, 'ema')
+            weights = _weights(self.system, arrays, self.step, self.folder)
+            found |= localize_town(weights, self.other_town, self.device)
         line = {'step': self.step} | {name: round(value, 5) for name, value in found.items()}
         self.curves.add('validation', line)
         self.curves.draw()
         logger.info('validation %s', line)
-        if found['matched_right'] > self.best:
-            self.best = found['matched_right']
+        score = found.get('localized_area', found['matched_right'])
+        if score > self.best:
+            self.best = score
             self._save_weights('weights_best.npz')
 
 
@@ -391,7 +426,8 @@ def _weights(system: System, arrays: checkpoint.Arrays, step: int, folder: Path)
 
 
 def _described(trained: Mapping[str, Any]) -> str:
-    return f'{trained["network"]} {json.dumps(trained["options"])}'
+    options, count = json.dumps(trained['options']), trained['processes']
+    return f'{trained["network"]} {options} in {count} process{"es" if count > 1 else ""}'
 
 
 def _start_worker(_: int) -> None:

@@ -82,6 +82,18 @@ class TownCache:
         """Return the number of frames."""
         return len(self._frames)
 
+    def refuse_towns_of(self, other: TownCache) -> None:
+        """Check that it shares no town with a cache, which would make its figures worthless.
+
+        :raises DataError: it does.
+        """
+        shared = {each['town'] for each in self._frames} & {each['town'] for each in other._frames}
+        if shared:
+            raise DataError(
+                f'{self.folder} has town {min(shared)}, as {other.folder} has: write another with '
+                f'"--set first_seed={max(each["town"] for each in other._frames) + 1}"'
+            )
+
     def __getitem__(self, number: int) -> TownFrame:
         """Read a frame."""
         described = self._frames[number]
