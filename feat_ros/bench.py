@@ -246,7 +246,7 @@ def _table(rows: list[JsonDict]) -> Iterator[str]:
     width = max(len(row['name']) for row in rows)
     yield ' ' * width + ''.join(f'{column:>14}' for column in columns)
     for row in rows:
-        cells = (f'{row[key]:14.4g}' if key in row else ' ' * 14 for key in columns)
+        cells = (f'{row[key]:14.4g}' if key in row else f'{"-":>14}' for key in columns)
         yield f'{row["name"]:<{width}}' + (
             f'  {row["missing"]}' if 'missing' in row else ''.join(cells)
         )

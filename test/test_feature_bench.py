@@ -17,15 +17,17 @@ import pytest
 from conftest import Scene as Pictures
 from numpy.testing import assert_allclose, assert_array_equal
 
+from feat_ros.bench import format_report
 from feat_ros.cli import main
 from feat_ros.errors import DataError, NetworkError
-from feat_ros.extractors import create_extractor
+from feat_ros.extractors import create_extractor, Extractor
 from feat_ros.feature_bench import matching, semantics
 from feat_ros.feature_bench.comparison import (
     compare_features,
     FeatureData,
     make_extractor,
     plot_comparison,
+    recall_limit,
 )
 from feat_ros.feature_bench.localization import (
     area_under_recall,
@@ -35,9 +37,11 @@ from feat_ros.feature_bench.localization import (
     localize_sets,
     PosedSet,
     read_posed_set,
+    read_posed_sets,
 )
 from feat_ros.feature_bench.matching import apply_homography, HomographySet, score_pair, turn
 from feat_ros.image import Image, read_image, write_png
+from feat_ros.runtimes import WEIGHTS
 from feat_ros.semantics import get_label_table
 from feat_ros.types import Features
 
@@ -185,6 +189,65 @@ def test_posed_sets_are_split_by_their_lists(tmp_path: Path) -> None:
     assert [image.name for image in split.queries] == ['0.png']
     with pytest.raises(DataError, match='at least 2 and a query are needed'):
         read_posed_set(write_posed(tmp_path / 'one', ['a.png']))
+    with pytest.raises(DataError, match="two posed sets are called 'yard': rename"):
+        read_posed_sets([folder, folder])
+
+
+def write_room(folder: Path, scene: Pictures) -> Path:
+    """Write the pictures of the room as a posed set: six for the map, all queries."""
+    folder.mkdir()
+    (folder / 'images').symlink_to(scene.folder)
+    (folder / 'colmap').mkdir()
+    parts = {'mapping': scene.images[::2] + scene.images[9:], 'query': scene.queries}
+    lines: list[str] = []
+    for part, images in parts.items():
+        (folder / f'{part}.txt').write_text(''.join(f'{image.name}\n' for image in images))
+        for image in images:
+            x, y, z, w = image.cam_from_map.quat_xyzw
+            numbers = [w, x, y, z, *image.cam_from_map.translation]
+            words = [len(lines) + 1, *map(float, numbers), 1, image.name]
+            lines.append(' '.join(map(str, words)) + '\n\n')
+    camera = scene.queries[0].camera.to_words()
+    (folder / 'colmap' / 'cameras.txt').write_text(f'1 {camera}\n')
+    (folder / 'colmap' / 'images.txt').write_text(''.join(lines))
+    return folder
+
+
+def test_a_posed_set_by_the_command(
+    scene: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for library in ('pycolmap', 'onnxruntime'):
+        pytest.importorskip(library, reason=f'{library} is not installed')
+    room = str(write_room(tmp_path / 'room', scene))
+    words = ['bench', 'localize', '--extractors', 'sift,sfd2_lite', '--keypoints', '300']
+    out = tmp_path / 'room.json'
+    assert main([*words, '--posed', room, '--max-size', '320', '--json', str(out)]) == 0
+    assert 'room: 6 images, 3 queries' in capsys.readouterr().out
+    tables = json.loads(out.read_text())['tables']
+    day, dark = tables['localization: day'], tables['localization: night 0.5 %']
+    assert [row['name'] for row in day] == ['sift', 'sfd2_lite']
+    assert [row['25cm_2deg'] for row in day] == [1, 1]
+    assert [row['queries'] for row in day + dark] == [3] * 4
+    assert dark[0]['auc_10cm'] < day[0]['auc_10cm'] > 0.5
+    rows = tables['milliseconds a query, medians over every light']
+    assert [row['name'] for row in rows] == ['sift', 'sfd2_lite']
+    for row in rows:
+        stages = [row[stage] for stage in ('extract', 'retrieve', 'match', 'pnp')]
+        assert 0 < min(stages) < max(stages) < row['total']
+    # Blind by night or not, both took their time to extract.
+    assert all(row['extract'] > row['retrieve'] for row in rows)
+
+
+def test_a_posed_set_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ['bench', 'localize', '--extractors', 'sift']
+    for some in (words, ['bench', 'localize', '--posed', str(tmp_path)]):
+        assert main(some) == 1
+        assert 'give --extractors and --posed together' in capsys.readouterr().err
+    assert main([*words, '--posed', str(tmp_path / 'gone')]) == 1
+    assert 'gone' in capsys.readouterr().err
+    words[-1] = 'sifd'
+    assert main([*words, '--posed', str(write_posed(tmp_path / 'yard', ['a', 'b', 'c']))]) == 1
+    assert "unknown extractor 'sifd'; choose one of: sift" in capsys.readouterr().err
 
 
 def test_a_room_is_localized_by_day_and_less_well_by_night(
@@ -255,6 +318,15 @@ def test_keypoints_are_judged_by_what_they_sit_on(tmp_path: Path) -> None:
     # Of pairs (long-term, unstable): won, lost or tied.
     assert row['auc'] == pytest.approx((1 + 0.5 + 1 + 0.5 + 1 + 0) / 6)
     assert row['inner_auc'] == pytest.approx((1 + 0.5 + 1 + 0) / 4)
+
+
+def test_miscalibration_is_what_bins_are_off_by() -> None:
+    group = np.array([4, 4, 3, 1, 2, 0], np.uint8)
+    stability = np.array([0.92, 0.98, 0.98, 0.14, 0.25, 0.5], np.float32)
+    # Bin 0.9: 0.96 is said, (1 + 1 + 0.5) / 3 is there; bins 0.1 and 0.2: 0.1 is.
+    wanted = (abs(3 * 0.96 - 2.5) + 0.04 + 0.15) / 5
+    assert semantics.miscalibration(stability, group) == pytest.approx(wanted, abs=1e-6)
+    assert semantics.miscalibration(np.ones(2, np.float32), np.array([4, 4], np.uint8)) == 0
 
 
 def test_separation_is_the_chance_to_rank_right() -> None:
@@ -331,6 +403,10 @@ def test_curves_of_localization_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / 'recall.png').read_bytes().startswith(b'\x89PNG')
     with pytest.raises(DataError, match='cannot be written'):
         plot_comparison(tmp_path / 'nowhere' / 'x.png', {'errors_m': {'sift': errors}})
+    assert recall_limit({'sift': errors}) == 0.2
+    assert recall_limit({'sift': errors, 'far': {'day': [7.0]}}) == 0.5
+    assert recall_limit({'sift': {'day': [0.011, None]}}) == 0.02
+    assert recall_limit({}) == 0.01
 
 
 def test_all_parts_in_one_report(
@@ -349,13 +425,32 @@ def test_all_parts_in_one_report(
     picture = scene.folder / scene.images[0].name
     write_png(tmp_path / 'street' / 'images' / 'a.png', read_image(picture))
     cv2.imwrite(str(tmp_path / 'street' / 'labels' / 'a.png'), np.ones((240, 320), np.uint8))
-    make = {'sift': partial(make_extractor, 'sift', 100, 320, None)}
-    report = compare_features(make, FeatureData(None, [posed], tmp_path / 'street'), repeat=1)
+    asked = []
+
+    def make(count: int) -> Extractor:
+        asked.append(count)
+        return make_extractor('sift', count, 320, None)
+
+    data = FeatureData(None, [posed], tmp_path / 'street')
+    report = compare_features({'sift': make}, data, keypoints=100, repeat=1)
+    # A thousand strongest are sought among more.
+    assert asked == [100, 2048]
     assert report['notes'] == ['matching left out: no folder was named']
     (row,) = report['tables']['localization: night 5 %']
     assert (row['5cm_5deg'], row['auc_10cm']) == (1, pytest.approx(0.8))
     assert report['tables']['semantics: of the 1000 strongest'][0]['unstable_%'] == 0
     assert report['curves']['errors_m']['sift']['day'] == [0.02]
+
+
+def test_the_size_of_what_was_learned() -> None:
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    names = ['sift', 'sfd2_lite']
+    make = {name: partial(make_extractor, name, max_size=320, xfeat=None) for name in names}
+    report = compare_features(make, FeatureData(), keypoints=50, repeat=1)
+    sift, lite = report['tables']['milliseconds, 640x480']
+    assert 'MB' not in sift
+    assert lite['MB'] == pytest.approx((WEIGHTS / 'sfd2_lite.npz').stat().st_size / 1e6)
+    assert 'sift' in (line := format_report(report).splitlines()[4]) and line.endswith(' -')
 
 
 # ---------------------------------------------------------------- xfeat

@@ -673,6 +673,8 @@ def test_the_command(tmp_path: Path, tiny: Weights, capsys: pytest.CaptureFixtur
     assert json.loads(Path(f'{out}.json').read_text())['size_wh'] == [32, 24]
     assert main([*words, 'sfd3']) == 1
     assert "unknown network 'sfd3'" in capsys.readouterr().err
+    assert main([*tiny_words, '--photo', photo, str(tmp_path / '.' / 'photo.png')]) == 1
+    assert 'of the same name cannot be told apart' in capsys.readouterr().err
     for bad in (['--size', '640'], ['--keypoints', '0']):
         with pytest.raises(SystemExit):
             main([*tiny_words, *bad])

@@ -349,7 +349,11 @@ def test_what_is_not_known_is_not_distilled() -> None:
     assert student.grad is not None
     slopes = student.grad.abs().sum(1, keepdim=True) > 0
     assert not (slopes & ~known).any() and (slopes == known).all()
-    given = student.detach(), teacher, attention
+    assert torch.autograd.gradcheck(
+        lambda s, t, a: of_paper.distillation_loss(s, t, a, known),
+        (student, teacher.requires_grad_(), attention.requires_grad_()),
+    )
+    given = student.detach(), teacher.detach(), attention.detach()
     everywhere = torch.ones_like(known)
     all_known = float(of_paper.distillation_loss(*given, everywhere))
     assert all_known == pytest.approx(float(of_paper.distillation_loss(*given)), rel=1e-12)

@@ -857,21 +857,30 @@ def test_the_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ('system', 'options'),
-    [('hynet_base', {'norm': 'batch'}), ('samfeat_base', {'guided': False})],
+    ('system', 'options', 'losses'),
+    [
+        ('hynet_base', {'norm': 'batch'}, {'is_plain': True}),
+        ('samfeat_base', {'guided': False}, {'distillation': 0.0, 'grouping': 0.0, 'edge': 0.0}),
+    ],
 )
 def test_weights_of_what_a_network_is_compared_with(
-    tmp_path: Path, photos: Path, system: str, options: dict[str, Any]
+    tmp_path: Path, photos: Path, system: str, options: dict[str, Any], losses: dict[str, Any]
 ) -> None:
+    """By the configuration of the network itself, its losses are those of the comparison."""
     config, run, out = tmp_path / 'base.json', str(tmp_path / 'run'), tmp_path / 'base.npz'
     small: dict[str, Any] = {
-        'photos': [str(photos)], 'holdout_every': 4, 'steps': 1, 'workers': 0,
+        'photos': [str(photos)], 'holdout_every': 4, 'steps': 1, 'workers': 0, 'log_every': 1,
         'pair': {'pairs': 1, 'size': 64, 'points': 20},
     }  # fmt: skip
-    if system == 'samfeat_base':
-        small |= dict.fromkeys(('distillation', 'grouping', 'edge'), 0.0)
-    config.write_text(json.dumps(small))
-    assert main(['train', system, '--config', str(config), '--out', run]) == 0
+    # The second time as it had to be written before these were the defaults: the run goes on.
+    for given in (small, small | losses):
+        config.write_text(json.dumps(given))
+        assert main(['train', system, '--config', str(config), '--out', run]) == 0
+    written = json.loads((Path(run) / 'config.json').read_text())
+    assert written.items() >= losses.items()
+    logged = json.loads((Path(run) / 'log.jsonl').read_text())
+    assert not logged.keys() & {'distillation_loss', 'grouping_loss', 'edge_loss'}
+    assert logged.get('norm_loss', 0) == 0
     assert main(['train', 'weights', '--run', run, '--out', str(out)]) == 0
     network = system.removesuffix('_base')
     weights = load_weights(out, network)

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Localization on posed sets by day and in made-up night, with the weights of a run as it stands.
 
-python localize_posed_sets.py DATA [--weights NETWORK=FILE.npz ...] [--json FILE] maps
+python localize_posed_sets.py DATA [--weights NETWORK=FILE ...] [--json FILE] maps
 DATA/fountain_p11, kitti_seq1, lund_door and the bag fr1_rpy/bag_db3 (even seconds: map, odd
-seconds: queries) with ``sift``, and with each network whose weights are named, and localizes their
-queries. It is "feat_ros bench features --posed" with a bag as one more set.
+seconds: queries) with ``sift``, and with each network whose weights (.npz) or export (.onnx, of
+any precision) is named, and localizes their queries. It is "feat_ros bench features --posed" with
+a bag as one more set.
 """
 
 from __future__ import annotations
@@ -34,12 +35,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('data', type=Path)
     parser.add_argument('--weights', action='append', default=[], metavar='NETWORK=FILE')
+    parser.add_argument('--runtime', default='auto', help='of the networks; auto goes by the file')
+    parser.add_argument('--precision', default='fp32', help='of what torch runs: fp32 or fp16')
     parser.add_argument('--json', type=Path)
     args = parser.parse_args()
     makers: dict[str, Any] = {'sift': lambda: create_extractor('sift', **OPTIONS)}
     for word in args.weights:
         network, _, path = word.partition('=')
-        makers[word] = partial(create_extractor, network, runtime='torch', model=path, **OPTIONS)
+        makers[word] = partial(
+            create_extractor, network, model=path, runtime=args.runtime, precision=args.precision,
+            **OPTIONS,
+        )  # fmt: skip
     found: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         work = Path(folder)

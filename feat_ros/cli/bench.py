@@ -13,7 +13,7 @@ from typing import Any
 
 from feat_ros.cli.common import add_command, check_writable, progress
 from feat_ros.errors import DataError, FeatRosError
-from feat_ros.extractors import RETRIEVAL_EXTRACTORS
+from feat_ros.extractors import Extractor, RETRIEVAL_EXTRACTORS
 
 Run = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -22,11 +22,15 @@ def add_parser(commands: Any) -> None:
     """Add ``bench`` and its sub-commands."""
     parser = commands.add_parser('bench', help='how fast, beside named baselines in the same run')
     subjects = parser.add_subparsers(metavar='WHAT', required=True)
-    _add(
-        subjects, 'localize', run_localize, 1, 'times that each of 50 queries is localized',
+    localize = _add(
+        subjects, 'localize', run_localize, 1,
+        'times that each of 50 queries is localized in the made-up map',
         'Localize in a made-up map of ten images, beside torch or OpenCV matching image by image '
-        'and pycolmap.',
+        'and pycolmap; or, with --extractors, the queries of posed sets by day and in made-up '
+        'night: recall, and milliseconds of each stage.',
+        'feat_ros bench localize --extractors sift,sfd2_lite --posed fountain',
     )  # fmt: skip
+    _add_posed(localize)
     match = _add(
         subjects, 'match', run_match, 5, 'runs of each contender',
         'Match an image of 2048 keypoints with 20,000 points, beside torch.cdist and OpenCV.',
@@ -115,16 +119,10 @@ def add_parser(commands: Any) -> None:
         'feat_ros bench features --extractors sift,sfd2_lite --homographies oxford_affine '
         '--posed fountain --labelled camvid --plot features.png',
     )  # fmt: skip
-    features.add_argument(
-        '--extractors', required=True, metavar='A,B', help='names, and "xfeat" with --xfeat'
-    )
+    _add_posed(features, required=True)
     features.add_argument(
         '--homographies', type=Path, metavar='DIR',
         help='folder of folders with img1.*, img2.*, ... and H1to2p.xml, ... (Oxford)',
-    )  # fmt: skip
-    features.add_argument(
-        '--posed', type=Path, nargs='+', default=[], metavar='DIR',
-        help='folders with images/, colmap/ and, for the split, mapping.txt and query.txt',
     )  # fmt: skip
     features.add_argument(
         '--labelled', type=Path, metavar='DIR', help='folder with images/ and labels/NAME.png'
@@ -132,14 +130,6 @@ def add_parser(commands: Any) -> None:
     features.add_argument(
         '--label-table', default='camvid', metavar='NAME', help='what the ids mean; default camvid'
     )
-    features.add_argument(
-        '--keypoints', type=_count, default=2048, metavar='K', help='most keypoints; default 2048'
-    )
-    features.add_argument(
-        '--max-size', type=_count, default=1024, metavar='PX',
-        help='longer side above which images are scaled down; default 1024',
-    )  # fmt: skip
-    features.add_argument('--xfeat', type=Path, metavar='FILE', help="XFeat's state dict")
     features.add_argument('--plot', type=Path, metavar='FILE', help='draw the curves (PNG)')
     patches = add_command(
         subjects, 'patches',
@@ -160,6 +150,25 @@ def add_parser(commands: Any) -> None:
         help='weights of hynet or hynet_base (.npz, .pth); repeat for more',
     )  # fmt: skip
     _add_compare(patches, run_patches)
+
+
+def _add_posed(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Add which extractors are compared, how they are made, and on which posed sets."""
+    parser.add_argument(
+        '--extractors', required=required, metavar='A,B', help='names, and "xfeat" with --xfeat'
+    )
+    parser.add_argument(
+        '--posed', type=Path, nargs='+', default=[], metavar='DIR',
+        help='folders with images/, colmap/ and, for the split, mapping.txt and query.txt',
+    )  # fmt: skip
+    parser.add_argument(
+        '--keypoints', type=_count, default=2048, metavar='K', help='most keypoints; default 2048'
+    )
+    parser.add_argument(
+        '--max-size', type=_count, default=1024, metavar='PX',
+        help='longer side above which images are scaled down; default 1024',
+    )  # fmt: skip
+    parser.add_argument('--xfeat', type=Path, metavar='FILE', help="XFeat's state dict")
 
 
 def _add(
@@ -199,9 +208,15 @@ def _count(word: str) -> int:
 
 
 def run_localize(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure the whole query."""
+    """Measure the whole query, in a made-up map or on posed sets."""
     from feat_ros.bench import bench_localize
 
+    if (args.extractors is None) == bool(args.posed):
+        raise DataError('give --extractors and --posed together')
+    if args.posed:
+        from feat_ros.feature_bench.comparison import compare_localization
+
+        return _show(compare_localization(_makers(args), args.posed, args.keypoints))
     return _show(bench_localize(args.repeat))
 
 
@@ -347,22 +362,27 @@ def run_features(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.feature_bench.comparison import (
         compare_features,
         FeatureData,
-        make_extractor,
         plot_comparison,
     )
 
     if args.plot is not None:
         check_writable(args.plot)
-    make = {
-        name: partial(make_extractor, name, args.keypoints, args.max_size, args.xfeat)
-        for name in args.extractors.split(',')
-    }
     data = FeatureData(args.homographies, args.posed, args.labelled, args.label_table)
-    report = _show(compare_features(make, data, args.repeat))
+    report = _show(compare_features(_makers(args), data, args.keypoints, args.repeat))
     if args.plot is not None:
         plot_comparison(args.plot, report['curves'])
         print(f'picture: {args.plot}')
     return report
+
+
+def _makers(args: argparse.Namespace) -> dict[str, Callable[[int], Extractor]]:
+    """Return how each of ``--extractors`` is made."""
+    from feat_ros.feature_bench.comparison import make_extractor
+
+    return {
+        name: partial(make_extractor, name, max_size=args.max_size, xfeat=args.xfeat)
+        for name in args.extractors.split(',')
+    }
 
 
 def run_patches(args: argparse.Namespace) -> dict[str, Any]:

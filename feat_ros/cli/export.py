@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from feat_ros.cli.common import add_command, check_writable
+from feat_ros.errors import DataError
 from feat_ros.runtimes.contract import PRECISIONS
 
 
@@ -82,6 +83,8 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     packaged = WEIGHTS / f'{trained_network(args.extractor)}.npz'
     weights = load_weights(args.weights or packaged, args.extractor)
     photographs = {path.name: read_image(path) for path in args.photo} or street_pictures()
+    if len(photographs) < len(args.photo):
+        raise DataError('photographs of the same name cannot be told apart: rename some')
     manifest = export_network(
         args.out,
         weights,

@@ -18,8 +18,10 @@ from feat_ros.errors import ConfigError, DataError
 from feat_ros.training.configs import (
     AislfdConfig,
     HowConfig,
+    HynetBaseConfig,
     HynetConfig,
     LiteConfig,
+    SamfeatBaseConfig,
     SamfeatConfig,
     Sfd2Config,
     TownCacheConfig,
@@ -33,13 +35,10 @@ _NETWORKS: Mapping[str, tuple[type[Any], str]] = {
     'sfd2_lite': (LiteConfig, 'a CPU trains it in a night, a GPU in minutes'),
     'sfd2': (Sfd2Config, 'it needs a GPU'),
     'aislfd': (AislfdConfig, 'a beginning takes a CPU minutes'),
-    'samfeat': (SamfeatConfig, 'it needs a GPU'),
-    'samfeat_base': (
-        SamfeatConfig,
-        'what samfeat is compared with; set distillation=0, grouping=0 and edge=0',
-    ),
+    'samfeat': (SamfeatConfig, 'a CPU trains it in an hour'),
+    'samfeat_base': (SamfeatBaseConfig, 'what samfeat is compared with'),
     'hynet': (HynetConfig, "small batches train on a CPU, its paper's need a GPU"),
-    'hynet_base': (HynetConfig, 'what hynet is compared with; set is_plain=true'),
+    'hynet_base': (HynetBaseConfig, 'what hynet is compared with'),
 }
 
 _SAM_FILES = 'Write what SAM sees in photographs into files beside them, to train samfeat.'

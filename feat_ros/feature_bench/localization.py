@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from feat_ros.camera import Camera
 from feat_ros.colmap_files import PosedImage, read_colmap_model, read_names, select_images
 from feat_ros.errors import DataError, FeatRosError
 from feat_ros.evaluation import compare_poses
@@ -20,9 +21,12 @@ from feat_ros.geometry import Rigid3d
 from feat_ros.image import Image, read_image
 from feat_ros.localizer import Localizer
 from feat_ros.map_builder import build_map
-from feat_ros.types import JsonDict, PoseEstimate
+from feat_ros.sfm_map import SfmMap
+from feat_ros.types import JsonDict, LocalizationResult, PoseEstimate
 
 Float = npt.NDArray[np.float64]
+# Finds the pose of an image in a map.
+Localize = Callable[[Image, Camera], LocalizationResult]
 
 # Light of each condition, as a share of daylight.
 LIGHT = {'day': 1.0, 'night 5 %': 0.05, 'night 2 %': 0.02, 'night 0.5 %': 0.005}
@@ -63,6 +67,19 @@ def read_posed_set(folder: Path) -> PosedSet:
     return PosedSet(folder.name, folder / 'images', mapping, queries)
 
 
+def read_posed_sets(folders: Sequence[Path]) -> list[PosedSet]:
+    """Read several, see :func:`read_posed_set`.
+
+    :raises DataError: a folder is not like that, or two have the same name.
+    """
+    sets = [read_posed_set(folder) for folder in folders]
+    names = [each.name for each in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f'two posed sets are called {name!r}: rename one of the folders')
+    return sets
+
+
 def darken(image: Image, light: float, seed: str) -> Image:
     """Take a picture again with a share of the light: fewer electrons, their noise and reading.
 
@@ -77,12 +94,21 @@ def darken(image: Image, light: float, seed: str) -> Image:
     return np.round(255 * encoded).astype(np.uint8)
 
 
+def among_all_points(sfm_map: SfmMap, extractor: Extractor) -> Localize:
+    """Return what localizes without retrieval, which would be judged too."""
+    return Localizer(sfm_map, extractor).localize
+
+
 def localize_sets(
-    sets: Sequence[PosedSet], make: Callable[[], Extractor], work: Path
+    sets: Sequence[PosedSet],
+    make: Callable[[], Extractor],
+    work: Path,
+    open_map: Callable[[SfmMap, Extractor], Localize] = among_all_points,
 ) -> dict[str, dict[str, Float]]:
     """Build a map of each set and localize its queries in every light.
 
     :param work: an empty folder for the maps.
+    :param open_map: makes of a map and its extractor what localizes.
     :returns: errors (N, 2) of each set and light: metres (or the set's units) and degrees,
         infinite where a query was not localized.
     """
@@ -95,13 +121,13 @@ def localize_sets(
         except FeatRosError:
             errors[each.name] = {name: np.full((len(truth), 2), np.inf) for name in LIGHT}
             continue
-        localizer = Localizer(sfm_map, extractor)
+        localize = open_map(sfm_map, extractor)
         errors[each.name] = {}
         for condition, light in LIGHT.items():
             found: dict[str, Rigid3d] = {}
             for query in each.queries:
                 image = darken(read_image(each.folder / query.name), light, query.name)
-                result = localizer.localize(image, query.camera)
+                result = localize(image, query.camera)
                 if isinstance(result, PoseEstimate):
                     found[query.name] = result.cam_from_map
             compared = compare_poses(found, truth)

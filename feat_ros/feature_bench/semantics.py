@@ -15,7 +15,12 @@ import numpy.typing as npt
 from feat_ros.errors import DataError
 from feat_ros.feature_bench.matching import Extract
 from feat_ros.image import Image, read_image
-from feat_ros.semantics import groups_from_labels, LabelTable, StabilityGroup
+from feat_ros.semantics import (
+    groups_from_labels,
+    LabelTable,
+    stability_from_groups,
+    StabilityGroup,
+)
 from feat_ros.types import JsonDict
 
 Bool = npt.NDArray[np.bool_]
@@ -24,6 +29,7 @@ Float32 = npt.NDArray[np.float32]
 _STRONGEST = 1000
 # Half the width of the band at the borders of labels, where people's strokes are not exact.
 _BAND_PX = 3
+_BINS = 10
 _UNSTABLE = (StabilityGroup.VOLATILE, StabilityGroup.DYNAMIC)
 
 
@@ -106,7 +112,11 @@ def near_border(labels: Image) -> Bool:
 
 
 def semantic_rows(found: Mapping[str, LabelledKeypoints], table: LabelTable) -> list[JsonDict]:
-    """Return a row an extractor: percent of the 1000 strongest on each unstable class, and AUC."""
+    """Return a row an extractor.
+
+    Percent of the 1000 strongest on each unstable class; how well its stability tells long-term
+    from unstable (AUC); how far its stability is from what is there (:func:`miscalibration`).
+    """
     classes = {
         name: number for number, (name, group) in table.classes.items() if group in _UNSTABLE
     }  # fmt: skip
@@ -128,6 +138,8 @@ def semantic_rows(found: Mapping[str, LabelledKeypoints], table: LabelTable) -> 
             area = separation(points.stability[chosen], is_long[chosen])
             if area is not None:
                 row[key] = area
+        if 'auc' in row:
+            row['miscalibration'] = miscalibration(points.stability, points.group)
         rows.append(row)
     return rows
 
@@ -145,6 +157,21 @@ def separation(values: Float32, is_positive: Bool) -> float | None:
     rank = (np.cumsum(count) - (count - 1) / 2)[place]
     above = rank[is_positive].sum() - num_positive * (num_positive + 1) / 2
     return float(above / (num_positive * num_negative))
+
+
+def miscalibration(stability: Float32, group: npt.NDArray[np.uint8]) -> float:
+    """Return the mean distance between what is said of keypoints and what is there.
+
+    The expected calibration error of Naeini, Cooper and Hauskrecht, AAAI 2015, for the value of a
+    stability group: keypoints of known group are put into ten bins by their stability; of each
+    bin the mean stability is compared with the mean value of the groups.
+    """
+    value = stability_from_groups(group)
+    is_known = ~np.isnan(value)
+    said, value = stability[is_known], value[is_known]
+    place = np.minimum((said * _BINS).astype(np.int64), _BINS - 1)
+    apart = np.bincount(place, said.astype(np.float64) - value)
+    return float(np.abs(apart).sum() / max(len(said), 1))
 
 
 def _share(is_there: Bool) -> float:

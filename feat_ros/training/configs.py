@@ -213,6 +213,13 @@ class HynetConfig(RunConfig):
 
 
 @dataclass(frozen=True)
+class HynetBaseConfig(HynetConfig):
+    """A run that trains ``hynet_base``, what the paper compares with."""
+
+    is_plain: bool = option(True, 'the plain triplet loss with a margin of 1')
+
+
+@dataclass(frozen=True)
 class SamfeatConfig(RunConfig):
     """A run that trains ``samfeat``: equation 14 of its paper, and what is ours beside."""
 
@@ -237,6 +244,15 @@ class SamfeatConfig(RunConfig):
     def taught_by(self) -> str | None:
         """Its teacher, unless what that sees is in files."""
         return self.teacher if self.distillation > 0 and self.teacher != 'files' else None
+
+
+@dataclass(frozen=True)
+class SamfeatBaseConfig(SamfeatConfig):
+    """A run that trains ``samfeat_base``: nothing is learned from SAM or in its place."""
+
+    distillation: float = option(0.0, 'of L_dis', minimum=0.0)
+    grouping: float = option(0.0, 'of L_wsc', minimum=0.0)
+    edge: float = option(0.0, 'of L_edge', minimum=0.0)
 
 
 @dataclass(frozen=True)

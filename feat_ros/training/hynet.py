@@ -82,7 +82,7 @@ SYSTEM = System(
     prefix='',
     losses=losses,
 )
-# What the paper compares with: batch norm, and the plain triplet loss of HardNet.
+# What the paper compares with: batch norm; HynetBaseConfig has HardNet's plain triplet loss.
 BASE_SYSTEM = replace(
     SYSTEM, options={'norm': 'batch'}, make=lambda: PatchNetwork('batch')
 )  # fmt: skip

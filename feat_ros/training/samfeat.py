@@ -159,7 +159,7 @@ SYSTEM = System(
     prefix='',
     losses=losses,
 )
-# Without edge attention; train it without the teacher's losses too, and it is the paper's base.
+# The paper's base: without edge attention; SamfeatBaseConfig leaves out the teacher's losses.
 BASE_SYSTEM = replace(
     SYSTEM, options=SamFeat(guided=False).options, make=lambda: SamFeat(guided=False)
 )  # fmt: skip
