@@ -8,7 +8,7 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from feat_ros.training.configs import (
     Sfd2Config,
     TownCacheConfig,
 )
+
+Run = Callable[[argparse.Namespace], dict[str, Any]]
 
 _EXAMPLE = """feat_ros train town-cache --out town_frames
   feat_ros train {0} --config {0}.json --out run
@@ -118,29 +120,25 @@ def add_parser(commands: Any) -> None:
         '--workers', type=int, default=1, metavar='N', help='processes, a town each; default: 1'
     )
     cache.set_defaults(run=run_town_cache)
-    sam = add_command(
-        systems, 'sam-files', _SAM_FILES,
+    sam = _add_writer(
+        systems, run_sam_files, 'sam-files', _SAM_FILES,
         'feat_ros train sam-files photographs --checkpoint sam_vit_h_4b8939.pth --type vit_h '
         '--device cuda\n'
         '  feat_ros train samfeat --config samfeat.json --set teacher=files --out run',
     )  # fmt: skip
     sam.description = _SAM_FILES_DESCRIPTION
-    sam.add_argument('photos', nargs='+', metavar='PHOTOS', help='folders of photographs')
     sam.add_argument(
         '--checkpoint', type=Path, required=True, metavar='FILE', help="of SAM's authors"
     )
     sam.add_argument(
         '--type', required=True, metavar='NAME', help="the checkpoint's: vit_h, vit_l or vit_b"
     )
-    sam.add_argument('--device', default='cpu', metavar='NAME', help='of torch; default: cpu')
-    sam.set_defaults(run=run_sam_files)
-    corners = add_command(
-        systems, 'corner-files', _CORNER_FILES,
+    corners = _add_writer(
+        systems, run_corner_files, 'corner-files', _CORNER_FILES,
         'feat_ros train corner-files photographs --checkpoint magicpoint.pt --device cuda\n'
         '  feat_ros train sfd2 --config sfd2.json --set corners=files --out run',
     )  # fmt: skip
     corners.description = _CORNER_FILES_DESCRIPTION
-    corners.add_argument('photos', nargs='+', metavar='PHOTOS', help='folders of photographs')
     corners.add_argument(
         '--checkpoint', type=Path, required=True, metavar='FILE', help='MagicPoint or SuperPoint'
     )
@@ -148,10 +146,8 @@ def add_parser(commands: Any) -> None:
         '--homographies', type=int, default=100, metavar='N',
         help='views of a photograph, itself the first; default: 100',
     )  # fmt: skip
-    corners.add_argument('--device', default='cpu', metavar='NAME', help='of torch; default: cpu')
-    corners.set_defaults(run=run_corner_files)
-    labels = add_command(
-        systems, 'label-files',
+    labels = _add_writer(
+        systems, run_label_files, 'label-files',
         'Write stability groups, NAME.group.png beside NAME.jpg, by a network for semantic '
         'segmentation that was trained on ADE20K or Cityscapes: a folder, or its name at Hugging '
         'Face, from where it is downloaded. It needs pip install "feat_ros[label]". Files that '
@@ -159,10 +155,7 @@ def add_parser(commands: Any) -> None:
         'feat_ros train label-files photographs --model '
         'openmmlab/upernet-convnext-large --device cuda',
     )  # fmt: skip
-    labels.add_argument('photos', nargs='+', metavar='PHOTOS', help='folders of photographs')
     labels.add_argument('--model', required=True, metavar='NAME', help='a folder, or a name')
-    labels.add_argument('--device', default='cpu', metavar='NAME', help='of torch; default: cpu')
-    labels.set_defaults(run=run_label_files)
     weights = add_command(
         systems, 'weights',
         'Write the averaged weights of a run, as it stands, for an extractor: '
@@ -175,6 +168,17 @@ def add_parser(commands: Any) -> None:
         '--about', type=Path, metavar='FILE', help='JSON that the file is to hold: licence, data'
     )
     weights.set_defaults(run=run_weights)
+
+
+def _add_writer(
+    systems: Any, run: Run, name: str, summary: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a command that writes files beside photographs."""
+    command = add_command(systems, name, summary, example)
+    command.add_argument('photos', nargs='+', metavar='PHOTOS', help='folders of photographs')
+    command.add_argument('--device', default='cpu', metavar='NAME', help='of torch; default: cpu')
+    command.set_defaults(run=run)
+    return command
 
 
 def run_system(args: argparse.Namespace) -> dict[str, Any]:
@@ -216,42 +220,48 @@ def run_town_cache(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_sam_files(args: argparse.Namespace) -> dict[str, Any]:
     """Write the files of SAM of photographs."""
-    from feat_ros.training.pictures import find_photos
-    from feat_ros.training.run import get_device
     from feat_ros.training.sam_writer import write_sam_files
 
-    photos = find_photos(args.photos)
-    written = write_sam_files(
-        photos, args.type, args.checkpoint, get_device(args.device), progress
+    return _write_files(
+        args,
+        lambda photos, device: write_sam_files(
+            photos, args.type, args.checkpoint, device, progress
+        ),
     )
-    print(f'{written} files written, {len(photos) - written} were there')
-    return {'written': written, 'kept': len(photos) - written}
 
 
 def run_corner_files(args: argparse.Namespace) -> dict[str, Any]:
     """Write the files of corners of photographs."""
     from feat_ros.training.corner_writer import write_corner_files
-    from feat_ros.training.pictures import find_photos
-    from feat_ros.training.run import get_device
 
     if args.homographies < 1:
         raise ConfigError(f'--homographies is {args.homographies}: it must be at least 1')
-    photos = find_photos(args.photos)
-    written = write_corner_files(
-        photos, args.checkpoint, args.homographies, get_device(args.device), progress
+    return _write_files(
+        args,
+        lambda photos, device: write_corner_files(
+            photos, args.checkpoint, args.homographies, device, progress
+        ),
     )
-    print(f'{written} files written, {len(photos) - written} were there')
-    return {'written': written, 'kept': len(photos) - written}
 
 
 def run_label_files(args: argparse.Namespace) -> dict[str, Any]:
     """Write labels of photographs."""
     from feat_ros.training.label_writer import write_label_files
+
+    return _write_files(
+        args, lambda photos, device: write_label_files(photos, args.model, device, progress)
+    )
+
+
+def _write_files(
+    args: argparse.Namespace, write: Callable[[list[Path], Any], int]
+) -> dict[str, Any]:
+    """Write the files beside photographs that are missing, and say how many they were."""
     from feat_ros.training.pictures import find_photos
     from feat_ros.training.run import get_device
 
     photos = find_photos(args.photos)
-    written = write_label_files(photos, args.model, get_device(args.device), progress)
+    written = write(photos, get_device(args.device))
     print(f'{written} files written, {len(photos) - written} were there')
     return {'written': written, 'kept': len(photos) - written}
 
