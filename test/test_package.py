@@ -115,7 +115,9 @@ def test_a_robot_needs_numpy_and_opencv_only(metadata: Distribution) -> None:
 
 def test_extras(metadata: Distribution) -> None:
     extras = set(metadata.metadata.get_all('Provides-Extra') or [])
-    assert extras == {'map', 'onnx', 'export', 'train', 'dds', 'fast', 'ray', 'test', 'dev'}
+    assert extras == {
+        'map', 'onnx', 'export', 'train', 'label', 'dds', 'fast', 'ray', 'test', 'dev',
+    }  # fmt: skip
     (torch,) = requirements_of(metadata, 'train')
     assert re.fullmatch(r'torch==\d+\.\d+\.\d+', torch)
     # colcon test runs pytest only where the extra of this name asks for it.
