@@ -320,13 +320,18 @@ def test_keypoints_are_judged_by_what_they_sit_on(tmp_path: Path) -> None:
     assert row['inner_auc'] == pytest.approx((1 + 0.5 + 1 + 0) / 4)
 
 
-def test_miscalibration_is_what_bins_are_off_by() -> None:
+def test_calibration_error_is_what_bins_are_off_by() -> None:
     group = np.array([4, 4, 3, 1, 2, 0], np.uint8)
     stability = np.array([0.92, 0.98, 0.98, 0.14, 0.25, 0.5], np.float32)
     # Bin 0.9: 0.96 is said, (1 + 1 + 0.5) / 3 is there; bins 0.1 and 0.2: 0.1 is.
     wanted = (abs(3 * 0.96 - 2.5) + 0.04 + 0.15) / 5
-    assert semantics.miscalibration(stability, group) == pytest.approx(wanted, abs=1e-6)
-    assert semantics.miscalibration(np.ones(2, np.float32), np.array([4, 4], np.uint8)) == 0
+    assert semantics.expected_calibration_error(stability, group) == pytest.approx(
+        wanted, abs=1e-6
+    )
+    assert (
+        semantics.expected_calibration_error(np.ones(2, np.float32), np.array([4, 4], np.uint8))
+        == 0
+    )
 
 
 def test_separation_is_the_chance_to_rank_right() -> None:

@@ -113,6 +113,23 @@ def test_a_robot_needs_numpy_and_opencv_only(metadata: Distribution) -> None:
     assert metadata.metadata['Requires-Python'] == '>=3.10'
 
 
+@pytest.mark.parametrize(
+    ('given', 'wanted'), [({}, '4'), ({'OPENBLAS_THREAD_TIMEOUT': '20'}, '20')]
+)
+def test_threads_of_openblas_do_not_wait_for_long(given: dict[str, str], wanted: str) -> None:
+    """It is said before NumPy is imported, and what a user says holds."""
+    others = {k: v for k, v in os.environ.items() if k != 'OPENBLAS_THREAD_TIMEOUT'}
+    code = (
+        'import os, sys, feat_ros; assert "numpy" not in sys.modules; import numpy; '
+        'print(os.environ["OPENBLAS_THREAD_TIMEOUT"])'
+    )
+    run = subprocess.run(
+        [sys.executable, '-c', code], env=others | given, cwd=ROOT, check=True, text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert run.stdout.split() == [wanted]
+
+
 def test_extras(metadata: Distribution) -> None:
     extras = set(metadata.metadata.get_all('Provides-Extra') or [])
     assert extras == {

@@ -234,15 +234,20 @@ def plot_comparison(path: str | Path, curves: JsonDict) -> None:
         panels.append((f'localized, {light}', 'metres', limits.tolist(), recall))
     if not panels:
         raise DataError('there is no curve to draw: name data for matching or localization')
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout='constrained')
-    for axes, (title, unit, at, lines) in zip(
-        np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
-    ):
+    rows = -(-len(panels) // 3)
+    columns = -(-len(panels) // rows)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows + 0.5), constrained_layout=True)
+    above, below = figure.subfigures(2, 1, height_ratios=(3.4 * rows, 0.5))
+    every = above.subplots(rows, columns, squeeze=False).ravel()
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, unit, at, lines) in zip(every, panels, strict=False):
         for name, values in lines.items():
             axes.plot(at, values, label=name)
         axes.set(title=title, xlabel=unit, ylim=(0, 1))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    # One for all, below: inside a panel it would lie on the curves.
+    below.legend(*every[0].get_legend_handles_labels(), loc='center', ncol=len(panels[0][3]))
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

@@ -115,7 +115,7 @@ def semantic_rows(found: Mapping[str, LabelledKeypoints], table: LabelTable) -> 
     """Return a row an extractor.
 
     Percent of the 1000 strongest on each unstable class; how well its stability tells long-term
-    from unstable (AUC); how far its stability is from what is there (:func:`miscalibration`).
+    from unstable (AUC); how far it is from what is there (:func:`expected_calibration_error`).
     """
     classes = {
         name: number for number, (name, group) in table.classes.items() if group in _UNSTABLE
@@ -139,7 +139,7 @@ def semantic_rows(found: Mapping[str, LabelledKeypoints], table: LabelTable) -> 
             if area is not None:
                 row[key] = area
         if 'auc' in row:
-            row['miscalibration'] = miscalibration(points.stability, points.group)
+            row['ece'] = expected_calibration_error(points.stability, points.group)
         rows.append(row)
     return rows
 
@@ -159,7 +159,7 @@ def separation(values: Float32, is_positive: Bool) -> float | None:
     return float(above / (num_positive * num_negative))
 
 
-def miscalibration(stability: Float32, group: npt.NDArray[np.uint8]) -> float:
+def expected_calibration_error(stability: Float32, group: npt.NDArray[np.uint8]) -> float:
     """Return the mean distance between what is said of keypoints and what is there.
 
     The expected calibration error of Naeini, Cooper and Hauskrecht, AAAI 2015, for the value of a

@@ -26,6 +26,9 @@ _KMEANS_ITERATIONS = 10
 _ROWS_PER_PART = 16
 # Distances held at once while words are assigned: 16 MiB.
 _DISTANCES_AT_ONCE = 1 << 22
+# Multiply-adds of a product up to which OpenBLAS wakes no second thread: there are too many small
+# products for that to pay.
+_ONE_THREAD = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,12 @@ class VisualWords:
         starts, end = self.part_starts.tolist(), 0
         for number, size in enumerate(np.bincount(part, minlength=num_parts).tolist()):
             (first, last), (start, end) = starts[number : number + 2], (end, end + size)
-            block = rows[start:end] @ self.words[first:last].T
+            words = self.words[first:last].T
+            block = np.empty((size, last - first), np.float32)
+            step = max(1, _ONE_THREAD // words.size)
+            for row in range(0, size, step):
+                some = slice(row, row + step)
+                np.matmul(rows[start:end][some], words, out=block[some])
             np.subtract(self._half_square_norms[first:last], block, out=block)
             at = np.arange(size)
             for column in range(min(count, last - first)):
