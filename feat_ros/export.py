@@ -45,6 +45,8 @@ _NEW_ATTRIBUTES = {
 _FEW_CHANNELS = 16
 # Channels that ONNX Runtime keeps together.
 _GROUP_CHANNELS = 16
+# Options of ONNX Runtime's quantizer that leave what TensorRT reads.
+_SYMMETRIC = {'ActivationSymmetric': True, 'AddQDQPairToWeight': True, 'QuantizeBias': False}
 # Constants of so many numbers are worth a node of their own.
 _LARGE_CONSTANT, _HALF = 1024, '.half'
 # Of a network of any size: the longer side of a parity photograph, and the largest input.
@@ -68,7 +70,7 @@ def export_network(
         weights for other numbers of keypoints have in common; empty for one file.
     :param precision: ``fp16`` computes the dense part in half precision, by casts in the graph;
         ``int8`` its convolutions in whole numbers, calibrated on the photographs and checked on
-        them mirrored.
+        them mirrored: of one size as TensorRT takes them, of any size as a CPU is fastest.
     :raises NetworkError: they do not agree, a size that is no multiple of the network's, or a
         file that cannot be written; nothing is left then.
     """
@@ -93,7 +95,7 @@ def export_network(
         model = _to_onnx(exported_network, multiple, size_wh)
         if precision == 'int8':
             inputs = _inputs(photographs, multiple, size_wh)
-            model = _quantize(model, weights.network, inputs, Path(folder))
+            model = _quantize(model, weights.network, inputs, Path(folder), size_wh is not None)
             photographs = {
                 f'{name}, mirrored': np.ascontiguousarray(each[:, ::-1])
                 for name, each in photographs.items()
@@ -157,9 +159,13 @@ class _Calibration:
 
 
 def _quantize(
-    model: Any, network: str, inputs: Mapping[str, tuple[Image, tuple[int, int]]], folder: Path
-) -> Any:
-    """Return a model whose learned convolutions, but the first, compute in 8 bits."""
+    model: Any, network: str, inputs: Mapping[str, tuple[Image, tuple[int, int]]], folder: Path,
+    for_engine: bool,
+) -> Any:  # fmt: skip
+    """Return a model whose learned convolutions, but the first, compute in 8 bits.
+
+    :param for_engine: by TensorRT, which has no offsets, quantizes weights and keeps biases.
+    """
     from onnxruntime import quantization
 
     constants = {tensor.name: tensor.dims for tensor in model.graph.initializer}
@@ -178,9 +184,12 @@ def _quantize(
             quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             # Processors without VNNI add products of 8 bits in 16, which overflow.
             reduce_range=True,
-            activation_type=quantization.QuantType.QUInt8,
+            activation_type=(
+                quantization.QuantType.QInt8 if for_engine else quantization.QuantType.QUInt8
+            ),
             weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=learned, op_types_to_quantize=['Conv'],
+            extra_options=_SYMMETRIC if for_engine else {},
         )  # fmt: skip
     quantized = onnx.load(str(target))
     source.unlink()

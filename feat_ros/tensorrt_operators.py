@@ -18,7 +18,7 @@ import onnx
 from onnx import helper
 
 _TOP_K_LIMIT = 3840
-_FLOAT, _INT, _BOOL = 'float', 'int', 'bool'
+_FLOAT, _INT, _BOOL, _BYTE = 'float', 'int', 'bool', 'byte'
 # 64-bit whole numbers become 32-bit ones before TensorRT 10.
 _KIND = {
     onnx.TensorProto.FLOAT: _FLOAT,
@@ -26,6 +26,7 @@ _KIND = {
     onnx.TensorProto.INT32: _INT,
     onnx.TensorProto.INT64: _INT,
     onnx.TensorProto.BOOL: _BOOL,
+    onnx.TensorProto.INT8: _BYTE,
 }
 
 
@@ -45,6 +46,8 @@ _8_5 = {
         Min Mul Neg Pad Range ScatterElements ScatterND Sign Sub""",
         _FLOAT, _INT,
     ),
+    **_operators('QuantizeLinear', _FLOAT),
+    **_operators('DequantizeLinear', _BYTE),
     **_operators('And Not Or Xor', _BOOL),
     **_operators(
         """Cast Concat Constant Expand Flatten Gather GatherElements GatherND Identity Reshape
@@ -64,6 +67,7 @@ _TABLES = {'8.5': _8_5, '8.6': _8_6, '10.1': _10_1}
 _PARAMETERS_FROM = {
     'ConstantOfShape': 0, 'Pad': 1, 'ReduceMax': 1, 'ReduceMean': 1, 'ReduceMin': 1,
     'ReduceL2': 1, 'ReduceSum': 1, 'Resize': 1, 'TopK': 1,
+    'QuantizeLinear': 1, 'DequantizeLinear': 1,
 }  # fmt: skip
 
 
@@ -162,6 +166,12 @@ def _faults(
             yield 'its K is not constant'
         elif (k := int(onnx.numpy_helper.to_array(count).item())) > _TOP_K_LIMIT:
             yield f'its K is {k}, more than {_TOP_K_LIMIT}'
+    if node.op_type in ('QuantizeLinear', 'DequantizeLinear'):
+        offset = constants.get(node.input[2]) if node.input[2:] else None
+        if offset is None or offset.data_type != onnx.TensorProto.INT8:
+            yield 'its zero point is no signed byte'
+        elif onnx.numpy_helper.to_array(offset).any():
+            yield 'its zero point is not 0'
     if node.op_type == 'Resize':
         modes = [a.s.decode() for a in node.attribute if a.name == 'mode']
         if modes not in ([], ['nearest'], ['linear']):

@@ -829,9 +829,11 @@ class Described(Tiny):
         return keypoints, scores, clear_rows(num, rows), stability, num
 
 
+@pytest.mark.parametrize('size_wh', [(32, 24), None])
 def test_whole_numbers_are_near(
-    tmp_path: Path, tiny: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path: Path, tiny: Weights, monkeypatch: pytest.MonkeyPatch,
+    size_wh: tuple[int, int] | None,
+) -> None:  # fmt: skip
     """What is exported in 8 bits is checked on pictures that it was not calibrated on."""
     monkeypatch.setattr(store, 'NETWORKS', {**store.NETWORKS, 'described': Described})
     torch.manual_seed(0)
@@ -839,10 +841,10 @@ def test_whole_numbers_are_near(
     photographs = {'noise': picture(32, 24), 'more': picture(32, 24, seed=1)}
     out = tmp_path / 'int8.onnx'
     with pytest.raises(NetworkError, match='has weights of its own'):
-        export_network(out, weights, 9, photographs, (32, 24), 'shared.data', 'int8')
+        export_network(out, weights, 9, photographs, size_wh, 'shared.data', 'int8')
     with pytest.raises(NetworkError, match="'tiny' has no convolution that 8 bits would help"):
-        export_network(out, tiny, 5, photographs, (32, 24), precision='int8')
-    manifest = export_network(out, weights, 9, photographs, (32, 24), precision='int8')
+        export_network(out, tiny, 5, photographs, size_wh, precision='int8')
+    manifest = export_network(out, weights, 9, photographs, size_wh, precision='int8')
     assert (manifest.precision, list(manifest.parity)) == (
         'int8', ['noise, mirrored', 'more, mirrored'],
     )  # fmt: skip
@@ -850,7 +852,20 @@ def test_whole_numbers_are_near(
     model = onnx.load(out)
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     made = [node for node in model.graph.node if node.op_type == 'DequantizeLinear']
-    assert sum(types.get(node.input[0]) == onnx.TensorProto.INT8 for node in made) == 1
+    offsets = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.name.endswith('zero_point')
+    }
+    if size_wh is None:
+        assert sum(types.get(node.input[0]) == onnx.TensorProto.INT8 for node in made) == 1
+        assert onnx.TensorProto.UINT8 in {types[name] for name in offsets}
+    else:
+        # As TensorRT reads it: no offsets, weights and biases as they are.
+        assert not any(types.get(node.input[0]) for node in made)
+        assert {types[name] for name in offsets} == {onnx.TensorProto.INT8}
+        assert not any(each.any() for each in offsets.values())
+        assert not [fault for fault in manifest.tensorrt_faults if 'quantize' in fault.lower()]
     image = picture(32, 24, seed=7)
     found = open_network('described', 9, 'onnx', str(out))(image, (32, 24))
     with torch.inference_mode():

@@ -60,10 +60,31 @@ def graph(*nodes: Any, **constants: Any) -> Any:
             'Resize n: its mode is cubic',
         ),
         (helper.make_node('Resize', ['floats', '', 'scales'], ['out'], 'n', mode='linear'), None),
+        (helper.make_node('QuantizeLinear', ['floats', 'scale', 'none'], ['out'], 'n'), None),
+        (
+            helper.make_node('QuantizeLinear', ['floats', 'scale'], ['out'], 'n'),
+            'QuantizeLinear n: its zero point is no signed byte',
+        ),
+        (
+            helper.make_node('QuantizeLinear', ['floats', 'scale', 'unsigned'], ['out'], 'n'),
+            'QuantizeLinear n: its zero point is no signed byte',
+        ),
+        (
+            helper.make_node('QuantizeLinear', ['floats', 'scale', 'some'], ['out'], 'n'),
+            'QuantizeLinear n: its zero point is not 0',
+        ),
+        (helper.make_node('DequantizeLinear', ['some', 'scale', 'none'], ['out'], 'n'), None),
+        (
+            helper.make_node('DequantizeLinear', ['ints', 'scale', 'none'], ['out'], 'n'),
+            'DequantizeLinear n: ints is INT64',
+        ),
     ],
 )  # fmt: skip
 def test_each_node_is_judged(node: Any, fault: str | None) -> None:
-    model = graph(node, few=[5], many=[3841], scales=np.array([1, 1, 2, 2], np.float32))
+    model = graph(
+        node, few=[5], many=[3841], scales=np.array([1, 1, 2, 2], np.float32),
+        scale=np.float32(0.1), none=np.int8(0), some=np.int8(3), unsigned=np.uint8(0),
+    )  # fmt: skip
     assert tensorrt_faults(model) == ([fault] if fault else [])
 
 

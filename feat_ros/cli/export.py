@@ -48,8 +48,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         '--precision', choices=PRECISIONS, default='fp32',
-        help='of the dense part: fp16 for GPUs, int8 for CPUs, calibrated on the photographs and '
-        'checked on them mirrored; default fp32',
+        help='of the dense part: fp16 for GPUs; int8 for CPUs, or with --size for engines of '
+        'TensorRT, calibrated on the photographs and checked on them mirrored; default fp32',
     )  # fmt: skip
     parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='the .onnx file')
     parser.set_defaults(run=run_export)
