@@ -7,9 +7,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -100,10 +101,20 @@ def save(path: Path, arrays: Mapping[str, npt.NDArray[Any]], is_packed: bool = F
     :param is_packed: in less space, which takes longer.
     :raises DataError: the disk is full or read-only.
     """
+    with whole_file(path) as file:
+        (np.savez_compressed if is_packed else np.savez)(file, **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is at ``path`` when all is written, or not at all.
+
+    :raises DataError: the disk is full or read-only.
+    """
     temporary = path.with_name(path.name + '.tmp')
     try:
         with temporary.open('wb') as file:
-            (np.savez_compressed if is_packed else np.savez)(file, **arrays)  # type: ignore[arg-type]
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from feat_ros.errors import DataError
-from feat_ros.training import checkpoint
 from feat_ros.training.pictures import corners_path, Levels, Picture, SMALLEST_LEVEL
 from feat_ros.training.side_files import SideFiles
 
@@ -60,8 +59,7 @@ def write_corners(photo: Path, found: CornerFile) -> None:
             f'{corners_path(photo)} is not written: its probabilities are not in [0, 1]; is the '
             'checkpoint damaged?'
         )
-    arrays = {name: np.asarray(value) for name, value in found._asdict().items()}
-    checkpoint.save(corners_path(photo), arrays, is_packed=True)
+    FILES.write(photo, found)
 
 
 def read_corners(photo: Path, size_wh: tuple[int, int]) -> CornerFile:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from feat_ros.errors import ConfigError, DataError
+from feat_ros.errors import ConfigError
 from feat_ros.semantics import get_label_table, groups_from_labels
+from feat_ros.training import checkpoint
 from feat_ros.training.pictures import label_path, read_photo
 from feat_ros.types import Progress
 
@@ -49,7 +50,8 @@ def write_label_files(
             outputs = see(**given)
         (found,) = processor.post_process_semantic_segmentation(outputs, [image.shape[:2]])
         groups = groups_from_labels(labels[found.cpu().numpy()], get_label_table(table))
-        _write(label_path(photo), groups)
+        with checkpoint.whole_file(label_path(photo)) as file:
+            file.write(cv2.imencode('.png', groups)[1].tobytes())
     return len(missing)
 
 
@@ -76,13 +78,3 @@ def _open(model: str, device: torch.device) -> tuple[Any, Any]:
             "trained on ADE20K, which has 150, or on Cityscapes' 19"
         )
     return network.to(device).eval(), processor
-
-
-def _write(path: Path, groups: npt.NDArray[np.uint8]) -> None:
-    """Write an image whole or not at all."""
-    temporary = path.with_suffix('.tmp')
-    try:
-        temporary.write_bytes(cv2.imencode('.png', groups)[1].tobytes())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f'{path} cannot be written: {error.strerror or error}') from None

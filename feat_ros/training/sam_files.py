@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from feat_ros.errors import DataError
-from feat_ros.training import checkpoint
 from feat_ros.training.configs import SamParts
 from feat_ros.training.pictures import mirror, Picture, places, sam_path
 from feat_ros.training.side_files import SideFiles
@@ -66,8 +65,7 @@ def write_sam(photo: Path, found: SamFile) -> None:
             f'{sam_path(photo)} is not written: features of {photo.name} are not finite, or '
             'larger than half precision holds (65504); is the checkpoint damaged?'
         )
-    arrays = {name: np.asarray(value) for name, value in found._asdict().items()}
-    checkpoint.save(sam_path(photo), arrays, is_packed=True)
+    FILES.write(photo, found)
 
 
 def read_sam(photo: Path, size_wh: tuple[int, int]) -> SamFile:

@@ -7,6 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from feat_ros.errors import DataError
 from feat_ros.training import checkpoint
@@ -40,6 +43,14 @@ class SideFiles:
             missing=f'does not exist: write it with "feat_ros train {self.command}"',
             damaged=f'is damaged, or no file of {self.what}: {self.again}',
         )  # fmt: skip
+
+    def write(self, photo: Path, found: NamedTuple) -> None:
+        """Write the file of a photograph, whole or not at all.
+
+        :raises DataError: the disk is full or read-only.
+        """
+        arrays = {name: np.asarray(value) for name, value in found._asdict().items()}
+        checkpoint.save(self.path(photo), arrays, is_packed=True)
 
     def model_of(self, photo: Path) -> str:
         """Return which network made the file of a photograph.
