@@ -5,8 +5,9 @@
 Operators and types are those of docs/operators.md of onnx-tensorrt at releases 8.5 (commit
 3b008c466bcb7375aaf5cabf51b289fd34d40c44, the first that reads opset 17), 8.6
 (6ba67d3428e05f690145373ca87fb8d32f98df45) and 10.1 (96e781103cfc4adf4a6bb557e94bac8e693f6f4c);
-later ones are not published there. The limit of TopK and that bytes may only be converted are of
-NVIDIA's documentation of ITopKLayer and of DataType.UINT8.
+later ones are not published there. The rows of QuantizeLinear and DequantizeLinear were read at
+10.1 and at 8.4 (009d6541b4ee1fa3f3150cd7cbabe7e56aa54840), which agree. The limit of TopK and that
+bytes may only be converted are of NVIDIA's documentation of ITopKLayer and of DataType.UINT8.
 """
 
 from __future__ import annotations
