@@ -21,9 +21,10 @@ from feat_ros.extractors import create_extractor, Extractor, parse_extractor_opt
 from feat_ros.geometry import Rigid3d, rotation_angle_deg
 from feat_ros.image import Image
 from feat_ros.map_index import open_index
-from feat_ros.matching import mutual_nearest, similarity_of
+from feat_ros.matching import Matcher, mutual_nearest, similarity_of
 from feat_ros.pnp import Observations, PnpConfig, PnpSolution, Rig, solve_rig_pnp
 from feat_ros.retrieval.asmk import RETRIEVAL_FEATURES
+from feat_ros.runtimes import open_matcher
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import (
     FailureReason,
@@ -70,6 +71,9 @@ class LocalizerConfig(Config):
     prior_images: int = option(
         20, 'images near a prior whose points are matched', minimum=1, maximum=1000
     )
+    matching: str = option(
+        'auto', 'auto: by torch on a GPU, where there are both; cpu', choices=('auto', 'cpu')
+    )
 
 
 def open_localizer(
@@ -92,8 +96,9 @@ def open_localizer(
     sfm_map.check_extractor(name)
     chosen = {**built.options, **parse_extractor_options(name, extractor_options)}
     return Localizer(
-        sfm_map, create_extractor(name, **chosen), create_retriever(sfm_map, options), options
-    )
+        sfm_map, create_extractor(name, **chosen), create_retriever(sfm_map, options), options,
+        open_matcher(options.matching),
+    )  # fmt: skip
 
 
 def create_retriever(sfm_map: SfmMap, config: LocalizerConfig) -> Retriever | None:
@@ -120,6 +125,7 @@ class Localizer:
     :param extractor: the extractor that the map was built with.
     :param retriever: finds the map's images that look like the query; without one all points
         of the map are candidates.
+    :param matcher: see :func:`feat_ros.runtimes.open_matcher`.
     :raises MapError: the map was built with another extractor or other weights.
     """
 
@@ -129,12 +135,14 @@ class Localizer:
         extractor: Extractor,
         retriever: Retriever | None = None,
         config: LocalizerConfig | None = None,
+        matcher: Matcher = mutual_nearest,
     ) -> None:
         sfm_map.check_extractor(extractor.name, extractor.weights_sha256)
         self.map = sfm_map
         self.extractor = extractor
         self.retriever = retriever
         self.config = config or LocalizerConfig()
+        self._matcher = matcher
         self._rotations, translations = sfm_map.image_poses()
         self._centers = -np.einsum('nji,nj->ni', self._rotations, translations)
         # What segments that could not be read are left out for, by their number.
@@ -285,7 +293,7 @@ class Localizer:
         """Return mutual nearest neighbours (M, 2): keypoint, map point."""
         if not len(points) or not len(features):
             return np.zeros((0, 2), np.int64)
-        pairs, _ = mutual_nearest(
+        pairs, _ = self._matcher(
             features.descriptors, self.map.descriptors(points), similarity_of(self.extractor.name)
         )
         return np.column_stack([pairs[:, 0], points[pairs[:, 1]]])

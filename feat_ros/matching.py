@@ -39,6 +39,10 @@ class DescriptorRows(Protocol):
         ...
 
 
+# What :func:`mutual_nearest` is, by whatever computes it.
+Matcher = Callable[[Float32, DescriptorRows, Similarity], tuple[npt.NDArray[np.int64], Float32]]
+
+
 def dot_similarity(query: Float32, reference: Float32, out: Float32) -> None:
     """Write the dot products of unit descriptors."""
     np.matmul(query, reference.T, out=out)
@@ -122,7 +126,19 @@ def mutual_nearest(
         best_column[better] = column[better] + start
         best_value[better] = value[better]
         view.max(axis=0, out=column_best[start : start + len(part)])
-    rows = np.flatnonzero(best_value == column_best[best_column])
+    return mutual_pairs(best_value == column_best[best_column], best_column, best_value)
+
+
+def mutual_pairs(
+    is_mutual: npt.NDArray[np.bool_],
+    best_column: npt.NDArray[np.int64],
+    best_value: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return pairs and similarities as :func:`mutual_nearest` does, of what each row found (N,).
+
+    :param is_mutual: whether nothing is more like the row's best column.
+    """
+    rows = np.flatnonzero(is_mutual)
     # Two equal queries share a column: the first has it.
     _, first = np.unique(best_column[rows], return_index=True)
     rows = rows[np.sort(first)]

@@ -42,6 +42,7 @@ ONLY_IN = {
     'torch': (
         'models',
         'runtimes.torch',
+        'runtimes.torch_matching',
         'export',
         'training',
         'bench',

@@ -12,13 +12,29 @@ import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from feat_ros.matching import mutual_nearest
+from feat_ros import runtimes
+from feat_ros.matching import dot_similarity, Matcher, mutual_nearest, selected_similarity
 
 Float32 = npt.NDArray[np.float32]
 Pairs = list[tuple[int, int]]
 
 # Around the number of reference rows that are multiplied at once.
 SIZES = [(1, 1), (1, 700), (700, 1), (3, 2), (40, 1023), (40, 1024), (40, 1025), (130, 2600)]
+
+
+@pytest.fixture(params=['NumPy', 'cpu', 'cuda'])
+def match(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Matcher:
+    """By NumPy, and by torch, with as few rows at a time as in large maps."""
+    if request.param == 'NumPy':
+        return mutual_nearest
+    torch = pytest.importorskip('torch')
+    if request.param == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('torch finds no GPU')
+    from feat_ros.runtimes import torch_matching
+
+    monkeypatch.setattr(torch_matching, '_MAX_BLOCK_VALUES', 1 << 15)
+    matcher: Matcher = torch_matching.TorchMatcher(request.param)
+    return matcher
 
 
 def unit(rng: np.random.Generator, rows: int, dim: int) -> Float32:
@@ -51,10 +67,10 @@ def as_pairs(matches: npt.NDArray[np.int64]) -> Pairs:
 
 
 @pytest.mark.parametrize(('num_query', 'num_reference'), SIZES)
-def test_random_rows(num_query: int, num_reference: int) -> None:
+def test_random_rows(match: Matcher, num_query: int, num_reference: int) -> None:
     rng = np.random.default_rng(num_query + num_reference)
     query, reference = unit(rng, num_query, 16), unit(rng, num_reference, 16)
-    matches, scores = mutual_nearest(query, reference)
+    matches, scores = match(query, reference, dot_similarity)
     expected = double_argmax(query, reference)
     assert as_pairs(matches) == expected
     assert matches.dtype == np.int64 and scores.dtype == np.float32
@@ -63,42 +79,41 @@ def test_random_rows(num_query: int, num_reference: int) -> None:
 
 
 @pytest.mark.parametrize('seed', range(20))
-def test_rows_with_many_equal_products(seed: int) -> None:
+def test_rows_with_many_equal_products(match: Matcher, seed: int) -> None:
     """Small whole numbers, whose products are exact."""
     rng = np.random.default_rng(seed)
     query = rng.integers(-2, 3, (60, 3)).astype(np.float32)
     reference = rng.integers(-2, 3, (1300, 3)).astype(np.float32)
-    found = as_pairs(mutual_nearest(query, reference)[0])
+    found = as_pairs(match(query, reference, dot_similarity)[0])
     assert found == first_of_equals(query, reference)
     assert set(found) >= set(double_argmax(query, reference))
 
 
-def test_of_duplicated_rows_the_first_is_matched() -> None:
+def test_of_duplicated_rows_the_first_is_matched(match: Matcher) -> None:
     """Corners of a cube: unit length, and all products exact."""
     rows = np.random.default_rng(1).choice([-0.25, 0.25], (30, 16)).astype(np.float32)
     query = np.concatenate([rows, rows[::-1]])
     reference = np.concatenate([rows[::-1], *[rows] * 40])
-    found = as_pairs(mutual_nearest(query, reference)[0])
+    found = as_pairs(match(query, reference, dot_similarity)[0])
     assert found == [(i, 29 - i) for i in range(30)] == double_argmax(query, reference)
 
 
-def test_all_products_negative() -> None:
+def test_all_products_negative(match: Matcher) -> None:
     query, reference = np.array([[1.0, 0.0]], np.float32), np.array([[-1.0, 0], [-0.5, 0]])
-    matches, scores = mutual_nearest(query, reference)
+    matches, scores = match(query, reference, dot_similarity)
     assert as_pairs(matches) == [(0, 1)]
     assert scores.tolist() == [-0.5]
 
 
 @pytest.mark.parametrize(('num_query', 'num_reference'), [(0, 5), (5, 0), (0, 0)])
-def test_nothing_matches_an_empty_set(num_query: int, num_reference: int) -> None:
-    matches, scores = mutual_nearest(
-        np.ones((num_query, 8), np.float32), np.ones((num_reference, 8), np.float32)
-    )
+def test_nothing_matches_an_empty_set(match: Matcher, num_query: int, num_reference: int) -> None:
+    query, reference = np.ones((num_query, 8), np.float32), np.ones((num_reference, 8), np.float32)
+    matches, scores = match(query, reference, dot_similarity)
     assert (matches.shape, scores.shape) == ((0, 2), (0,))
     assert matches.dtype == np.int64 and scores.dtype == np.float32
 
 
-def test_more_queries_than_fit_into_a_product_of_many_columns() -> None:
+def test_more_queries_than_fit_into_a_product_of_many_columns(match: Matcher) -> None:
     """17,000 queries: fewer reference rows are multiplied at once."""
     rng = np.random.default_rng(2)
     reference = unit(rng, 1000, 8)
@@ -106,16 +121,16 @@ def test_more_queries_than_fit_into_a_product_of_many_columns() -> None:
     query = unit(rng, 17_000, 8) * np.float32(0.1)
     query[at] = reference
     order = np.argsort(at)
-    matches, _ = mutual_nearest(query, reference)
+    matches, _ = match(query, reference, dot_similarity)
     assert_array_equal(matches, np.column_stack([at[order], order]))
 
 
-def test_other_layouts_and_types_of_the_same_numbers() -> None:
+def test_other_layouts_and_types_of_the_same_numbers(match: Matcher) -> None:
     rng = np.random.default_rng(3)
     query, reference = unit(rng, 50, 16), unit(rng, 1600, 16)
-    expected, scores = mutual_nearest(query, reference)
+    expected, scores = match(query, reference, dot_similarity)
     odd_query, odd_reference = np.asfortranarray(query), reference.astype(float)
-    again, scores_again = mutual_nearest(odd_query, odd_reference)
+    again, scores_again = match(odd_query, odd_reference, dot_similarity)
     assert_array_equal(again, expected)
     assert_allclose(scores_again, scores, rtol=1e-6)
 
@@ -153,3 +168,69 @@ def test_memory_does_not_grow_with_the_map() -> None:
     assert_array_equal(matches, np.column_stack([np.arange(2048), places]))
     assert_allclose(scores, 1, atol=1e-5)
     assert peak < 64e6
+
+
+def test_a_gpu_that_fails_leaves_matching_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch = pytest.importorskip('torch')
+    from feat_ros.runtimes import torch_matching
+
+    calls = 0
+
+    def fail(*_: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+
+    monkeypatch.setattr(torch_matching, 'block_maxima', fail)
+    matcher = torch_matching.TorchMatcher('cpu')
+    rng = np.random.default_rng(6)
+    query, reference = unit(rng, 50, 16), unit(rng, 60, 16)
+    for _ in range(2):
+        assert_array_equal(matcher(query, reference)[0], mutual_nearest(query, reference)[0])
+    assert calls == 1
+    (record,) = caplog.records
+    assert 'Tried to allocate 2.00 GiB; it goes on on the CPU' in record.message
+
+
+def test_another_similarity_is_left_to_numpy() -> None:
+    pytest.importorskip('torch')
+    from feat_ros.runtimes.torch_matching import TorchMatcher
+
+    rng = np.random.default_rng(7)
+    query, reference = unit(rng, 20, 16), unit(rng, 30, 16)
+    similarity = selected_similarity
+    found = TorchMatcher('cpu')(query, reference, similarity)
+    expected = mutual_nearest(query, reference, similarity)
+    assert_array_equal(found[0], expected[0])
+    assert_array_equal(found[1], expected[1])
+    assert as_pairs(found[0]) != double_argmax(query, reference)
+
+
+@pytest.mark.parametrize(
+    ('matching', 'has_gpu', 'said'),
+    [('auto', True, 'finds no GPU'), ('auto', False, ''), ('cpu', True, '')],
+)
+def test_without_a_gpu_of_torch_numpy_matches(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    matching: str,
+    has_gpu: bool,
+    said: str,
+) -> None:
+    torch = pytest.importorskip('torch')
+    monkeypatch.setattr(runtimes, '_has_gpu', lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert runtimes.open_matcher(matching) is mutual_nearest
+    assert said in caplog.text
+    assert len(caplog.records) == bool(said)
+
+
+def test_on_a_gpu_torch_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip('torch')
+    from feat_ros.runtimes.torch_matching import TorchMatcher
+
+    monkeypatch.setattr(runtimes, '_has_gpu', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert isinstance(runtimes.open_matcher('auto'), TorchMatcher)

@@ -27,6 +27,7 @@ from feat_ros.intake import IntakeConfig
 from feat_ros.localizer import create_retriever, Localizer, LocalizerConfig, open_localizer
 from feat_ros.nodes.messages import latched_qos, message_type, sensor_qos, to_message, trouble
 from feat_ros.nodes.shell import run, Shell
+from feat_ros.runtimes import open_matcher
 from feat_ros.server import ServerConfig
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import Features, FrameRecord
@@ -176,7 +177,8 @@ class LocalizerNode(Shell):
         built = sfm_map.manifest.extractor
         remote = RemoteExtractor(built.name, built.descriptor_dim, built.weights_sha256)
         retriever = create_retriever(sfm_map, options.localizer)
-        return Localizer(sfm_map, remote, retriever, options.localizer)
+        matcher = open_matcher(options.localizer.matching)
+        return Localizer(sfm_map, remote, retriever, options.localizer, matcher)
 
     def _image_type(self) -> str:
         if self.options.input == 'features':

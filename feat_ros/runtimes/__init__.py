@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from feat_ros.errors import AbsentNetworkError, FeatRosError, NetworkError
 from feat_ros.image import Image
+from feat_ros.matching import Matcher, mutual_nearest
 from feat_ros.runtimes.contract import NetworkOutput, Runtime, RuntimeOptions
 
 # Weights and exported networks that come with the package.
@@ -183,6 +184,23 @@ def open_network(
             if each.name != 'tensorrt'
         ]
     return FallingBack(found, candidate, network, rest) if rest else found
+
+
+def open_matcher(matching: str = 'auto') -> Matcher:
+    """Return what finds mutual nearest neighbours: torch where it has a GPU, or NumPy.
+
+    :param matching: ``auto``, or ``cpu`` for NumPy.
+    """
+    if matching == 'auto' and _has_gpu():
+        try:
+            from feat_ros.runtimes.torch_matching import TorchMatcher
+
+            return TorchMatcher()
+        except ModuleNotFoundError:
+            logger.info('matching runs on the CPU: torch is not installed')
+        except (NetworkError, ImportError, OSError) as error:
+            logger.warning('matching runs on the CPU: %s', error)
+    return mutual_nearest
 
 
 def _candidates(runtime: str, path: Path | None, options: RuntimeOptions) -> list[_Candidate]:
