@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -143,6 +144,7 @@ class Localizer:
         self.retriever = retriever
         self.config = config or LocalizerConfig()
         self._matcher = matcher
+        self._extracting = threading.Lock()
         self._rotations, translations = sfm_map.image_poses()
         self._centers = -np.einsum('nji,nj->ni', self._rotations, translations)
         # What segments that could not be read are left out for, by their number.
@@ -175,7 +177,7 @@ class Localizer:
         """
         ms: dict[str, float] = {}
         with _timed(ms, 'extract'):
-            seen = [replace(view, image_rgb=self._features(view)) for view in views]
+            seen = [replace(view, image_rgb=self.features(view)) for view in views]
         count = sum(len(view.features) for view in seen)
         if count < self.config.min_inliers:
             return PoseFailure(
@@ -205,10 +207,12 @@ class Localizer:
         self._is_usable &= self.map.segments_of_images() != error.segment
         return True
 
-    def _features(self, view: View) -> Features:
+    def features(self, view: View) -> Features:
+        """Return what is in an image, extracted if it has not been; from any thread."""
         if isinstance(view.image_rgb, Features):
             return view.image_rgb
-        return self.extractor(view.image_rgb)
+        with self._extracting:
+            return self.extractor(view.image_rgb)
 
     def _retrieve(self, features: Features) -> Ids:
         if self.retriever is None:

@@ -40,9 +40,12 @@ _WORTH_REFINING = 1.05
 _CELLS, _MOST_ALIKE = 4, 0.9
 _MAX_NOISE_SCALE = 16.0
 _MIN_POINTS = 4
-_MAX_STEPS = 30
+# Where no step is the last, matches cross the gate to and fro: more would only waver.
+_MAX_STEPS = 12
+# Below this damping a step that was refused comes out the same again.
+_LEAST_DAMPING = 0.1
 # A step this short, squared and in standard deviations of the pose, is the last.
-_CONVERGED = 1e-6
+_CONVERGED = 1e-4
 # OpenCV's solver works on a plane: rays further off the axis vote in the refinement only.
 _MAX_SOLVER_TANGENT = 2.0
 
@@ -218,7 +221,7 @@ def refine_rig_pose(rig: Rig, cam_from_map: Rigid3d, config: PnpConfig) -> PnpSo
             cam_from_map, error, slope = moved, moved_error, moved_slope
             damping *= 0.1
         else:
-            damping *= 10
+            damping = max(10 * damping, _LEAST_DAMPING)
     if not np.all(np.isfinite(information)) or np.linalg.cond(information) > 1e15:
         return None
     freedom = 2 * len(inliers) - 6
@@ -366,9 +369,8 @@ def _ransac(observations: Observations, limit_px: float, config: PnpConfig) -> R
     options.confidence = config.confidence
     options.score = cv2.SCORE_METHOD_MSAC
     options.sampler = cv2.SAMPLING_UNIFORM
-    options.loMethod = cv2.LOCAL_OPTIM_INNER_LO
-    options.loIterations = 3
-    options.loSampleSize = 14
+    # Refinement follows, on all cameras.
+    options.loMethod = cv2.LOCAL_OPTIM_NULL
     try:
         found, _, rotation_vector, translation, _ = cv2.solvePnPRansac(
             points - middle, np.ascontiguousarray(plane[usable] * focal),

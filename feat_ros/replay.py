@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -304,16 +305,24 @@ class _Observed:
     def __init__(self, localizer: Localizer) -> None:
         self._localizer = localizer
         self.last: tuple[Image, LocalizationResult] | None = None
+        self._images = WeakKeyDictionary[Features, Image]()
 
     def localize_rig(
         self, views: Sequence[View], prior: PosePrior | None = None
     ) -> LocalizationResult:
         """Find the pose of an image."""
-        image_rgb = views[0].image_rgb
-        assert not isinstance(image_rgb, Features)  # a bag holds images
+        seen = views[0].image_rgb
+        image_rgb = self._images[seen] if isinstance(seen, Features) else seen
         result = self._localizer.localize_rig(views, prior)
         self.last = image_rgb, result
         return result
+
+    def features(self, view: View) -> Features:
+        """Extract features, and remember of which image."""
+        assert not isinstance(view.image_rgb, Features)  # a bag holds images
+        features = self._localizer.features(view)
+        self._images[features] = view.image_rgb
+        return features
 
     def leave_out(self, error: SegmentError) -> bool:
         """Leave it out of the map."""

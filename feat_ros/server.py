@@ -10,11 +10,13 @@ A driver (ROS node, replay, DDS) converts its messages to :class:`Frame` and get
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +47,8 @@ _LOG = logging.getLogger(__name__)
 
 # A prior covers this many standard deviations of where it was predicted.
 _PRIOR_SIGMAS = 3.0
+# With fewer cores extraction keeps all of them busy.
+_CORES_TO_LOOK_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,12 @@ class ServerConfig(Config):
     )
     moment_wait_s: float = option(
         0.03, 'how long the other cameras of a moment are waited for', minimum=0.0, maximum=1.0
+    )
+    extract_ahead: str = option(
+        'auto',
+        'whether features of the next frame are extracted while one is being localized, for more '
+        'poses a second; auto: with four cores or more',
+        choices=('auto', 'yes', 'no'),
     )
     latency_window: int = option(
         300, 'frames that the percentiles of the latency are taken over', minimum=1
@@ -156,9 +166,49 @@ class FrameLocalizer(Protocol):
         """Find the pose of a body by what its cameras saw at one moment."""
         ...
 
+    def features(self, view: View) -> Features:
+        """Return what is in an image, extracted if it has not been; from any thread."""
+        ...
+
     def leave_out(self, error: SegmentError) -> bool:
         """Do without a segment of the map that cannot be read; False if it was left out before."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What was found in a frame before its turn came.
+
+    :ivar localizer: whose extractor it was.
+    :ivar ms: how long it took.
+    """
+
+    features: Features
+    localizer: FrameLocalizer
+    ms: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Submitted:
+    """A frame that waits.
+
+    :ivar at_s: since when.
+    """
+
+    frame: Frame
+    at_s: float
+    seen: _Seen | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    """What several cameras, by number, saw at one moment; empty at the end.
+
+    :ivar replaced_ns: stamps of frames that newer ones have replaced.
+    """
+
+    frames: dict[int, _Submitted] = field(default_factory=dict)
+    replaced_ns: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,9 +276,13 @@ class LocalizationServer:
         self._reasons = Counter[str]()
         self._last_problem = ''
         self._latencies: deque[dict[str, float]] = deque(maxlen=self.config.latency_window)
-        self._worker: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         # The newest frame of each camera that is waiting, in order of arrival.
-        self._waiting: dict[int, tuple[Frame, float]] = {}
+        self._waiting: dict[int, _Submitted] = {}
+        # What was extracted ahead, and how long that and all the rest took for the last frame.
+        self._ready: _Moment | None = None
+        self._is_idle = True
+        self._extract_s = self._localize_s = self._began_s = 0.0
         self._camera_ns: dict[int, int] = {}
         self._replaced_ns: list[int] = []
         self._is_stopping = False
@@ -258,23 +312,29 @@ class LocalizationServer:
         """
         with self._changed:
             self._counts['frames'] += len(frames)
-        return self._process(frames, {})
+        return self._process({camera: _Submitted(frame, 0.0) for camera, frame in frames.items()})
 
     def start(self, on_record: Callable[[FrameRecord], None]) -> None:
-        """Start the thread that localizes what is submitted.
+        """Start the thread that localizes what is submitted, and one that extracts ahead.
 
-        :param on_record: called from that thread with the record of every frame, in order.
+        :param on_record: called from the first with the record of every frame, in order.
         :raises RuntimeError: it runs already.
         """
         with self._changed:
-            if self._worker is not None:
+            if self._threads:
                 raise RuntimeError('the server runs already: stop it first')
-            self._waiting, self._replaced_ns = {}, []
+            self._waiting, self._replaced_ns, self._ready = {}, [], None
             self._is_stopping, self._bug = False, None
-            self._worker = threading.Thread(
-                target=self._work, args=(on_record,), name='localization', daemon=True
-            )
-            self._worker.start()
+            take, jobs = self._take_moment, {}
+            if _looks_ahead(self.config):
+                take, jobs['extraction'] = self._take_ready, self._extract_ahead
+            jobs['localization'] = partial(self._work, take, on_record)
+            self._threads = [
+                threading.Thread(target=self._guarded, args=(job,), name=name, daemon=True)
+                for name, job in jobs.items()
+            ]
+            for thread in self._threads:
+                thread.start()
 
     def submit(self, frame: Frame, camera: int = 0) -> None:
         """Hand over a frame; one of the same camera that is still waiting is dropped for it.
@@ -283,27 +343,27 @@ class LocalizationServer:
         """
         with self._changed:
             self._check_bug()
-            if self._worker is None or self._is_stopping:
+            if not self._threads or self._is_stopping:
                 raise RuntimeError('the server does not run: start it first')
             self._counts['frames'] += 1
             if camera in self._waiting:
                 self._counts['dropped'] += 1
-                self._replaced_ns.append(self._waiting[camera][0].stamp_ns)
-            self._waiting[camera] = frame, time.perf_counter()
+                self._replaced_ns.append(self._waiting[camera].frame.stamp_ns)
+            self._waiting[camera] = _Submitted(frame, time.perf_counter())
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Finish the frames handed over and end the thread.
+        """Finish the frames handed over and end the threads.
 
-        :raises RuntimeError: the thread had ended by a bug.
+        :raises RuntimeError: a thread had ended by a bug.
         """
         with self._changed:
-            worker, self._is_stopping = self._worker, True
+            threads, self._is_stopping = self._threads, True
             self._changed.notify_all()
-        if worker is not None:
-            worker.join()
+        for thread in threads:
+            thread.join()
         with self._changed:
-            self._worker = None
+            self._threads = []
             self._check_bug()
 
     def reset(self, reason: str) -> None:
@@ -359,109 +419,163 @@ class LocalizationServer:
         if self._bug is not None:
             raise RuntimeError('the localization thread ended by a bug') from self._bug
 
-    def _work(self, on_record: Callable[[FrameRecord], None]) -> None:
-        """Localize what is submitted until the server is stopped."""
+    def _guarded(self, job: Callable[[], None]) -> None:
+        """Run a thread's work; a bug ends the other thread too."""
         try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._is_stopping)
-                    self._changed.wait_for(self._is_whole_moment, self.config.moment_wait_s)
-                    moment = self._take_moment()
-                    replaced_ns, self._replaced_ns = self._replaced_ns, []
-                for stamp_ns in replaced_ns:
-                    on_record(FrameRecord(stamp_ns, 'dropped', detail='a newer frame came first'))
-                if not moment:
-                    return
-                for record in self._process_whatever(moment):
-                    on_record(record)
+            job()
         except Exception as error:
-            _LOG.exception('the localization thread ended by a bug')
+            _LOG.exception('the %s thread ended by a bug', threading.current_thread().name)
             with self._changed:
-                self._bug = error
+                self._bug, self._is_stopping = error, True
+                self._changed.notify_all()
+
+    def _work(self, take: Callable[[], _Moment], on_record: Callable[[FrameRecord], None]) -> None:
+        """Localize what is submitted until the server is stopped."""
+        while True:
+            moment = take()
+            for stamp_ns in moment.replaced_ns:
+                on_record(FrameRecord(stamp_ns, 'dropped', detail='a newer frame came first'))
+            if not moment.frames:
+                return
+            for record in self._process_whatever(moment.frames):
+                on_record(record)
+
+    def _extract_ahead(self) -> None:
+        """Extract features of the newest frames, each time so late that they are new when used."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready is None or self._bug)
+                self._changed.wait_for(lambda: self._waiting or self._is_stopping)
+                wait_s = self._began_s + self._localize_s - self._extract_s - time.perf_counter()
+                self._changed.wait_for(lambda: self._is_idle or self._is_stopping, wait_s)
+                localizer = self._localizer
+            moment = self._take_moment()
+            began_s = time.perf_counter()
+            seen = {n: _look(each, localizer) for n, each in moment.frames.items()}
+            with self._changed:
+                self._extract_s = time.perf_counter() - began_s
+                self._ready = replace(moment, frames=seen)
+                self._changed.notify_all()
+                if self._bug or not seen:
+                    return
+
+    def _take_ready(self) -> _Moment:
+        """Wait for what was extracted ahead."""
+        with self._changed:
+            now = time.perf_counter()
+            self._is_idle, self._localize_s = True, now - self._began_s
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._ready is not None or self._bug)
+            moment, self._ready = self._ready or _Moment(), None
+            self._is_idle, self._began_s = False, time.perf_counter()
+            self._changed.notify_all()
+            return moment
 
     def _is_whole_moment(self) -> bool:
         """Whether no other camera's frame of the same moment is to be expected."""
         first = next(iter(self._waiting.values()), None)
-        if self._is_stopping or first is None or first[0].cam_from_base is None:
+        if self._is_stopping or first is None or first.frame.cam_from_base is None:
             return True
         # A camera that has been silent for long is not waited for.
-        stamp_ns, within_ns = first[0].stamp_ns, 10**9
+        stamp_ns, within_ns = first.frame.stamp_ns, 10**9
         return all(
             camera in self._waiting or abs(stamp_ns - seen_ns) > within_ns
             for camera, seen_ns in self._camera_ns.items()
         )
 
-    def _take_moment(self) -> dict[int, tuple[Frame, float]]:
-        """Take the frame that has waited longest, and those of other cameras of its moment."""
-        first = next(iter(self._waiting), None)
-        if first is None:
-            return {}
-        frame = self._waiting[first][0]
-        within_ns = self.config.same_moment_s * 1e9
-        chosen = [
-            camera
-            for camera, (other, _) in self._waiting.items()
-            if camera == first
-            or (
-                frame.cam_from_base is not None
-                and other.cam_from_base is not None
-                and abs(other.stamp_ns - frame.stamp_ns) <= within_ns
-            )
-        ]
-        return {camera: self._waiting.pop(camera) for camera in chosen}
+    def _take_moment(self) -> _Moment:
+        """Wait for frames; take the one that waited longest, and other cameras' of its moment."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_stopping)
+            self._changed.wait_for(self._is_whole_moment, self.config.moment_wait_s)
+            replaced_ns, self._replaced_ns = self._replaced_ns, []
+            first = next(iter(self._waiting), None)
+            if first is None:
+                return _Moment({}, replaced_ns)
+            frame = self._waiting[first].frame
+            within_ns = self.config.same_moment_s * 1e9
+            chosen = [
+                camera
+                for camera, other in self._waiting.items()
+                if camera == first
+                or (
+                    frame.cam_from_base is not None
+                    and other.frame.cam_from_base is not None
+                    and abs(other.frame.stamp_ns - frame.stamp_ns) <= within_ns
+                )
+            ]
+            return _Moment({camera: self._waiting.pop(camera) for camera in chosen}, replaced_ns)
 
-    def _process_whatever(self, moment: Mapping[int, tuple[Frame, float]]) -> list[FrameRecord]:
+    def _process_whatever(self, moment: Mapping[int, _Submitted]) -> list[FrameRecord]:
         """Localize frames; images that cannot be used are records too."""
-        frames = {camera: frame for camera, (frame, _) in moment.items()}
-        submitted = min(submitted for _, submitted in moment.values())
-        ms = {'wait': (time.perf_counter() - submitted) * 1e3}
+        now = time.perf_counter()
         try:
-            return self._process(frames, ms)
+            return self._process(moment, now)
         except FeatRosError as error:
             with self._changed:
                 localizer = self._localizer
             if isinstance(error, SegmentError) and localizer.leave_out(error):
                 with self._changed:
-                    self._counts['failed'] -= len(frames)
+                    self._counts['failed'] -= len(moment)
                 return self._process_whatever(moment)
-            if len(frames) > 1:  # an image that cannot be used must not cost the others
+            if len(moment) > 1:  # an image that cannot be used must not cost the others
                 with self._changed:
-                    self._counts['failed'] -= len(frames)
+                    self._counts['failed'] -= len(moment)
                 parts = [self._process_whatever({each: moment[each]}) for each in moment]
                 return [record for part in parts for record in part]
-            (frame,) = frames.values()
-            _LOG.debug('frame at %d ns: %s', frame.stamp_ns, error)
-            return [bad_image(frame.stamp_ns, error, ms)]
+            (submitted,) = moment.values()
+            stamp_ns, waited = submitted.frame.stamp_ns, now - submitted.at_s
+            _LOG.debug('frame at %d ns: %s', stamp_ns, error)
+            return [bad_image(stamp_ns, error, {'wait': waited * 1e3})]
 
-    def _process(self, frames: Mapping[int, Frame], ms: dict[str, float]) -> list[FrameRecord]:
+    def _process(
+        self, moment: Mapping[int, _Submitted], began_s: float | None = None
+    ) -> list[FrameRecord]:
+        """Localize frames as one.
+
+        :param began_s: when their turn came, if they have waited for it.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self._busy)
             self._busy = True
+        frames = {camera: submitted.frame for camera, submitted in moment.items()}
         first, *others = frames.values()
+        ms: dict[str, float] = {}
         try:
-            views = []
-            for frame in frames.values():
-                image_rgb = frame.image_rgb
-                if callable(image_rgb):
-                    started = time.perf_counter()
-                    image_rgb = image_rgb()
-                    took = ms.get('decode', 0.0) + (time.perf_counter() - started) * 1e3
-                    ms = ms | {'decode': took}
-                mount = frame.cam_from_base if others else None
-                views.append(View(image_rgb, frame.camera, mount or Rigid3d()))
+            if began_s is not None:
+                ms['wait'] = (began_s - min(each.at_s for each in moment.values())) * 1e3
+            views = {}
+            for camera, submitted in moment.items():
+                if submitted.seen is None:
+                    views[camera], took = _view(submitted.frame)
+                else:
+                    took = submitted.seen.ms
+                    ms['wait'] -= sum(took.values())
+                _add(ms, took)
             # Several cameras give the pose of their body, as if it were a camera.
             whole = replace(first, cam_from_base=Rigid3d()) if others else first
             with self._changed:
                 for camera, frame in [*frames.items()][::-1]:
                     at = self._advance(frame, camera)
                 localizer, epoch, prior = self._localizer, self._epoch, self._prior(whole, at)
-            result = localizer.localize_rig(views, prior)
+            for camera, submitted in moment.items():
+                frame, seen = submitted.frame, submitted.seen
+                if seen is not None and seen.localizer is localizer:
+                    views[camera] = View(seen.features, frame.camera, Rigid3d())
+                elif seen is not None:  # another map, perhaps of other features
+                    views[camera], _ = _view(frame)
+                if others:
+                    views[camera] = replace(
+                        views[camera], cam_from_rig=frame.cam_from_base or Rigid3d()
+                    )
+            result = localizer.localize_rig([views[camera] for camera in moment], prior)
+            _add(ms, result.ms)
             with self._changed:
                 if self._epoch != epoch:
                     record = FrameRecord(first.stamp_ns, 'dropped', detail='a reset came first')
                 else:
                     record = self._judge(whole, at, result)
-                record = replace(record, ms=ms | result.ms)
+                record = replace(record, ms=ms)
                 self._count(record)
                 status = 'dropped' if record.status == 'dropped' else 'joined'
                 self._counts[status] += len(others)
@@ -592,6 +706,39 @@ class LocalizationServer:
         self._epoch += 1
         self._way = self._fix = self._hint = self._map_from_odom = None
         self._camera_ns = {}
+
+
+def _looks_ahead(config: ServerConfig) -> bool:
+    if config.extract_ahead == 'auto':
+        return len(os.sched_getaffinity(0)) >= _CORES_TO_LOOK_AHEAD
+    return config.extract_ahead == 'yes'
+
+
+def _view(frame: Frame) -> tuple[View, dict[str, float]]:
+    """Return what its camera saw, and how long it took to decode."""
+    image_rgb, ms = frame.image_rgb, {}
+    if callable(image_rgb):
+        started = time.perf_counter()
+        image_rgb = image_rgb()
+        ms['decode'] = (time.perf_counter() - started) * 1e3
+    return View(image_rgb, frame.camera, Rigid3d()), ms
+
+
+def _look(submitted: _Submitted, localizer: FrameLocalizer) -> _Submitted:
+    """Extract a frame's features; what goes wrong is left for its turn, when it is said."""
+    try:
+        view, ms = _view(submitted.frame)
+        started = time.perf_counter()
+        features = localizer.features(view)
+    except FeatRosError:
+        return submitted
+    ms['extract'] = (time.perf_counter() - started) * 1e3
+    return replace(submitted, seen=_Seen(features, localizer, ms))
+
+
+def _add(ms: dict[str, float], more: Mapping[str, float]) -> None:
+    for stage, took in more.items():
+        ms[stage] = ms.get(stage, 0.0) + took
 
 
 def bad_image(

@@ -33,6 +33,7 @@ from feat_ros.sfm_map import (
     write_manifest,
     write_segment,
 )
+from feat_ros.types import Features, View
 
 Float = npt.NDArray[np.float64]
 
@@ -192,7 +193,13 @@ def random_segment(
 
 
 class Whole:
-    """Makes of a stand-in for a localizer one whose map has no segment to leave out."""
+    """Makes of a stand-in for a localizer one without eyes, and no segment to leave out."""
+
+    def features(self, view: View) -> Features:
+        """See nothing."""
+        none = np.zeros(0, np.float32)
+        empty = np.zeros((0, 2), np.float32), none, np.zeros((0, 4), np.float32), none, none
+        return Features(*empty)
 
     def leave_out(self, error: SegmentError) -> bool:
         raise AssertionError(error)

@@ -240,14 +240,16 @@ class Slow:
         return self._inner(image_rgb)
 
 
+@pytest.mark.parametrize('ahead', ['no', 'yes'])
 def test_in_real_time_frames_are_dropped(
-    recording: Path, room_map: SfmMap, tmp_path: Path
+    recording: Path, room_map: SfmMap, tmp_path: Path, ahead: str
 ) -> None:
     """An extractor that needs three times the time between two frames cannot do all."""
     slow = Slow(create_extractor('sift', max_keypoints=600), 0.75)
     summary = replay(
-        recording, Localizer(room_map, slow), tmp_path / 'out', source(), realtime=True
-    )
+        recording, Localizer(room_map, slow), tmp_path / 'out', source(),
+        ServerConfig(extract_ahead=ahead), realtime=True,
+    )  # fmt: skip
     assert summary['num_frames'] == 9
     assert 1 <= summary['dropped'] <= 7
     assert summary['num_queries'] == 9 - summary['dropped']

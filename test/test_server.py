@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,10 +20,11 @@ from feat_ros.extractors import create_extractor
 from feat_ros.geometry import Rigid3d, rotation_angle_deg, so3_exp, so3_log
 from feat_ros.image import Image
 from feat_ros.localizer import Localizer
-from feat_ros.server import Frame, LocalizationServer, ServerConfig
+from feat_ros.server import _Submitted, Frame, LocalizationServer, ServerConfig
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import (
     FailureReason,
+    Features,
     FrameRecord,
     LocalizationResult,
     PoseEstimate,
@@ -37,6 +39,7 @@ BLANK: Image = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
 WAIT_S = 30.0
 # Small beside everything that the tests look at.
 COVARIANCE = np.diag([1e-6] * 3 + [1e-8] * 3)
+ONE_BY_ONE, AHEAD = (ServerConfig(extract_ahead=word) for word in ('no', 'yes'))
 LOST = PoseFailure(FailureReason.TOO_FEW_MATCHES, 'it is dark', num_matches=3, ms={'match': 2.0})
 
 
@@ -476,7 +479,7 @@ class Records:
 
 def test_the_newest_frame_wins() -> None:
     gate, records = Gate(estimate(place(0))), Records()
-    server = LocalizationServer(gate)
+    server = LocalizationServer(gate, ONE_BY_ONE)
     server.start(records)
     server.submit(frame(0))
     assert gate.entered.acquire(timeout=WAIT_S)
@@ -580,13 +583,143 @@ def test_a_bad_image_of_a_moment_does_not_cost_the_other() -> None:
     records, server = Records(), LocalizationServer(script)
     small = np.zeros((2, 2, 3), np.uint8)
     records_of = server._process_whatever(
-        {0: (rig_frame(0, image_rgb=small), 0.0), 1: (rig_frame(0, 0.5), 0.0)}
+        {
+            0: _Submitted(rig_frame(0, image_rgb=small), 0.0),
+            1: _Submitted(rig_frame(0, 0.5), 0.0),
+        }
     )
     assert [r.status for r in records_of] == ['refused', 'localized']
     assert records_of[0].reason is FailureReason.BAD_IMAGE
     snapshot = server.snapshot()
     assert (snapshot.failed, snapshot.localized, snapshot.joined) == (1, 1, 0)
     assert not records.all
+
+
+class Eyes(Gate):
+    """A localizer behind a gate, whose eyes are ahead."""
+
+    def __init__(self) -> None:
+        super().__init__(estimate(place(0)))
+        self.looked = threading.Semaphore(0)
+        self.extracted: list[Features] = []
+        self.localized: list[Any] = []
+        self.error: Exception | None = None
+
+    def features(self, view: View) -> Features:
+        """Say that it has looked."""
+        if self.error is not None:
+            raise self.error
+        self.extracted.append(super().features(view))
+        self.looked.release()
+        return self.extracted[-1]
+
+    def localize_rig(
+        self, views: Sequence[View], prior: PosePrior | None = None
+    ) -> LocalizationResult:
+        """Keep what was seen, then wait."""
+        self.localized.append(views[0].image_rgb)
+        return super().localize_rig(views, prior)
+
+
+@pytest.fixture
+def eyes() -> Iterator[tuple[Eyes, LocalizationServer, Records]]:
+    """A server that extracts ahead and has a frame in work, another one extracted."""
+    localizer, records = Eyes(), Records()
+    server = LocalizationServer(localizer, AHEAD)
+    server.start(records)
+    server.submit(frame(0))
+    assert localizer.entered.acquire(timeout=WAIT_S)
+    # Else the next is extracted when what is in work is nearly done.
+    with server._changed:
+        server._localize_s = 0.0
+    server.submit(frame(1))
+    for _ in range(2):
+        assert localizer.looked.acquire(timeout=WAIT_S)
+    yield localizer, server, records
+
+
+Ahead = tuple[Eyes, LocalizationServer, Records]
+
+
+def test_the_next_frame_is_extracted_while_one_is_localized(eyes: Ahead) -> None:
+    localizer, server, records = eyes
+    assert not records.all
+    # One that is extracted is not replaced any more.
+    for seconds in (2, 3):
+        server.submit(frame(seconds))
+    localizer.go.release(3)
+    server.stop()
+    assert [(r.stamp_ns - START) // SECOND for r in records.all] == [0, 1, 2, 3]
+    assert [r.status for r in records.all] == ['localized', 'localized', 'dropped', 'localized']
+    assert localizer.localized == localizer.extracted and len(localizer.extracted) == 3
+    assert len(records.threads) == 1
+    ms = records.all[3].ms
+    assert list(ms) == ['wait', 'extract', 'pnp']
+    assert ms['wait'] >= 0 and ms['extract'] >= 10.0
+
+
+def test_what_is_extracted_ahead_is_new_when_its_turn_comes(eyes: Ahead) -> None:
+    """Localizing took ten minutes last time: until it is done newer frames may come."""
+    localizer, server, records = eyes
+    localizer.go.release()
+    assert localizer.entered.acquire(timeout=WAIT_S)
+    with server._changed:
+        server._localize_s = 600.0
+    for seconds in (2, 3):
+        server.submit(frame(seconds))
+    localizer.go.release(2)
+    server.stop()
+    assert [r.status for r in records.all] == ['localized', 'localized', 'dropped', 'localized']
+    assert len(localizer.extracted) == 3
+
+
+def test_features_of_another_map_are_not_used(eyes: Ahead) -> None:
+    localizer, server, records = eyes
+    script = Script(estimate(place(33)))
+    server.set_map(script)
+    localizer.go.release()
+    server.stop()
+    assert [r.status for r in records.all] == ['dropped', 'localized']
+    assert script.views[0][0].image_rgb is BLANK
+
+
+def test_what_cannot_be_extracted_is_said_in_its_turn(eyes: Ahead) -> None:
+    localizer, server, records = eyes
+    localizer.error = ImageError('image is 2x2')
+    small = np.zeros((2, 2, 3), np.uint8)
+    localizer.go.release(2)
+    records.wait(2)
+    server.submit(replace(frame(2), image_rgb=lambda: small))
+    server.stop()
+    assert [(r.status, r.reason) for r in records.all[2:]] == [
+        ('refused', FailureReason.BAD_IMAGE)
+    ]
+    assert 'image is 2x2' in records.all[2].detail
+
+
+def test_a_bug_in_extraction_ends_both_threads(
+    eyes: Ahead, caplog: pytest.LogCaptureFixture
+) -> None:
+    localizer, server, records = eyes
+    localizer.error = ZeroDivisionError('oops')
+    localizer.go.release(2)
+    records.wait(2)
+    server.submit(frame(2))
+    with pytest.raises(RuntimeError, match='ended by a bug'):
+        server.stop()
+    assert len(records.all) == 2
+    assert 'extraction thread ended by a bug' in caplog.text
+
+
+@pytest.mark.parametrize(('cores', 'expected'), [(2, 1), (4, 2)])
+def test_with_four_cores_there_is_a_thread_for_extraction(
+    monkeypatch: pytest.MonkeyPatch, cores: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(cores)))
+    server = LocalizationServer(Counting())
+    server.start(Records())
+    assert len(server._threads) == expected
+    server.stop()
 
 
 class Broken(Whole):
@@ -710,9 +843,10 @@ class Counting(Whole):
         return estimate(place(0)) if self.calls % 3 else LOST
 
 
-def test_many_threads_at_once() -> None:
+@pytest.mark.parametrize('config', [ONE_BY_ONE, AHEAD])
+def test_many_threads_at_once(config: ServerConfig) -> None:
     localizer, records = Counting(), Records()
-    server = LocalizationServer(localizer)
+    server = LocalizationServer(localizer, config)
     stamps = iter(range(1, 10**6))
     server.start(records)
 
@@ -789,3 +923,18 @@ def test_a_carried_robot_in_the_room(real: Localizer, scene: Scene) -> None:
     assert records[3].map_from_base is not None
     truth = poses[2].inverse().translation
     assert np.linalg.norm(records[3].map_from_base.translation - truth) < 0.03
+
+
+def test_ahead_or_not_the_poses_are_the_same(real: Localizer, scene: Scene) -> None:
+    found = []
+    for config in (ONE_BY_ONE, AHEAD):
+        server, records = LocalizationServer(real, config), Records()
+        server.start(records)
+        for number, query in enumerate(scene.queries):
+            image = scene.room.shoot(CAMERA, query.cam_from_map, 90 + number)
+            server.submit(Frame(START + number * SECOND, image, CAMERA, CAM_FROM_BASE))
+            records.wait(1)
+        server.stop()
+        found.append([record.map_from_base for record in records.all])
+    for a, b in zip(*found, strict=True):
+        assert_same(a, b, 0.0)
