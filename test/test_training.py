@@ -8,6 +8,7 @@ import copy
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -23,9 +24,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 torch = pytest.importorskip('torch', reason='torch is not installed')
 
 from feat_ros.cli import main  # noqa: E402
-from feat_ros.errors import ConfigError, DataError  # noqa: E402
+from feat_ros.errors import ConfigError, DataError, NetworkError  # noqa: E402
 from feat_ros.extractors import create_extractor  # noqa: E402
-from feat_ros.models.weights import load_weights  # noqa: E402
+from feat_ros.models.weights import load_weights, save_weights  # noqa: E402
 from feat_ros.runtimes import WEIGHTS  # noqa: E402
 from feat_ros.semantics import get_label_table, StabilityGroup  # noqa: E402
 from feat_ros.training import augment, checkpoint, lite, pairs, pictures  # noqa: E402
@@ -692,6 +693,30 @@ def test_a_run_says_what_taught_it(tmp_path: Path, photos: Path) -> None:
     assert Run(LITE, config, tmp_path).step == 1
     Run(LITE, run_config(photos), tmp_path / 'untaught')
     assert json.loads((tmp_path / 'untaught' / 'data.json').read_text())['teacher'] is None
+
+
+def test_a_run_starts_from_weights(tmp_path: Path, photos: Path) -> None:
+    shutil.copy(WEIGHTS / 'sfd2_lite.npz', tmp_path / 'first.npz')
+    config = run_config(photos, steps=2, start_from=str(tmp_path / 'first.npz'))
+    run = Run(LITE, config, tmp_path / 'run')
+    shipped = load_weights(WEIGHTS / 'sfd2_lite.npz', 'sfd2_lite')
+    for name, value in run.trainee.network.state_dict().items():
+        np.testing.assert_array_equal(value, shipped.arrays[f'network.{name}'])
+        np.testing.assert_array_equal(value, run.average.values[f'network.{name}'])
+    assert 50 < float(run.trainee.log_scale.exp().detach()) < config.largest_scale
+    run.train(last_step=1)
+    # Once begun it needs them no more.
+    (tmp_path / 'first.npz').unlink()
+    again = Run(LITE, config, tmp_path / 'run')
+    assert again.step == 1
+    again.train()
+    weights = load_weights(tmp_path / 'run' / 'weights_last.npz', 'sfd2_lite')
+    assert weights.provenance['start_from'] == shipped.sha256
+    with pytest.raises(NetworkError, match=r'first\.npz do not exist'):
+        Run(LITE, config, tmp_path / 'other')
+    save_weights(tmp_path / 'first.npz', replace(shipped, arrays={'a': np.zeros(1, np.float32)}))
+    with pytest.raises(NetworkError, match=r'does not fit: .*"a"'):
+        Run(LITE, config, tmp_path / 'other')
 
 
 def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:

@@ -60,6 +60,10 @@ class RunConfig(Config):
     validation_town: str | None = option(
         None, 'another one, of other towns, to measure localization in; its best weights are kept'
     )
+    start_from: str | None = option(
+        None, 'weights of the same network that it starts with, as "feat_ros train weights" '
+        'writes them; none: it knows nothing',
+    )  # fmt: skip
     holdout_every: int = option(16, 'one photograph in so many is for validation', minimum=2)
     seed: int = option(0, 'of weights and data', minimum=0)
     steps: int = option(60_000, 'steps of the whole schedule', minimum=1)

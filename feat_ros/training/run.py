@@ -29,8 +29,8 @@ import torch
 from torch import nn, Tensor
 from torch.utils.data import DataLoader
 
-from feat_ros.errors import ConfigError, DataError
-from feat_ros.models.weights import save_weights, Weights
+from feat_ros.errors import ConfigError, DataError, NetworkError
+from feat_ros.models.weights import load_weights, save_weights, Weights
 from feat_ros.training import checkpoint
 from feat_ros.training.configs import RunConfig
 from feat_ros.training.curves import Curves
@@ -58,6 +58,8 @@ _MACHINE = {
 # Pairs that the validation measures are made like those of the training, of photographs that it
 # does not see, from this seed.
 _VALIDATION_SEED = 77
+# Temperatures end just below their bound.
+_FINISHED = 0.93
 # Steps in a row without a finite gradient that end a run.
 _MOST_BAD = 10
 
@@ -69,6 +71,24 @@ class Trainee(nn.Module):
         super().__init__()
         self.network = network
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+    def start_from(self, weights: Weights, prefix: str, largest_scale: float) -> None:
+        """Take over what was learned, and a temperature as when that was finished.
+
+        :param prefix: what goes before the names of the network that learns.
+        :raises NetworkError: names or shapes that are not those of the network.
+        """
+        learned = {
+            name.removeprefix(prefix): torch.from_numpy(np.array(value, np.float32))
+            for name, value in weights.arrays.items()
+        }
+        try:
+            self.network.load_state_dict(learned)
+        except RuntimeError as error:
+            problem = str(error).splitlines()[-1].strip()
+            raise NetworkError(f'start_from={weights.network} does not fit: {problem}') from None
+        with torch.no_grad():
+            self.log_scale.fill_(math.log(_FINISHED * largest_scale))
 
 
 class Contrast(NamedTuple):
@@ -175,11 +195,18 @@ class Run:
         )
         if self.town is not None and self.other_town is not None:
             self.other_town.refuse_towns_of(self.town)
+        is_new = not (folder / 'last.npz').exists()
+        start: Weights | None = None
+        if config.start_from and is_new:
+            start = load_weights(Path(config.start_from), system.network)
         if self.team.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.keep_config(folder, config, _MACHINE)
-            self._write_manifest()
-        self.trainee = Trainee(system.make()).to(self.device)
+            self._write_manifest(None if start is None else start.sha256)
+        self.trainee = Trainee(system.make())
+        if start:
+            self.trainee.start_from(start, system.prefix, config.largest_scale)
+        self.trainee.to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.trainee.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay,
             fused=self.device.type == 'cuda',
@@ -188,14 +215,14 @@ class Run:
         self.step, self.best = 0, -1.0
         self.curves = Curves(folder)
         self._validation: list[Batch] = []
-        if (folder / 'last.npz').exists():
+        if not is_new:
             self._load(checkpoint.load(folder / 'last.npz'))
             if self.team.rank == 0:
                 logger.warning('going on from step %d of %s', self.step, folder)
         if self.team.rank == 0:
             self.curves.truncate(self.step)
 
-    def _write_manifest(self) -> None:
+    def _write_manifest(self, started_with: str | None) -> None:
         path = self.folder / 'data.json'
         trained = {
             'network': self.system.network,
@@ -212,6 +239,7 @@ class Run:
                     f'{self.folder} holds a run of {_described(before)}, not of '
                     f'{_described(trained)}: go on as it was begun, or name another folder'
                 )
+            started_with = started_with or written.get('start_from')
             # Runs that are older do not say.
             taught = written.get('teacher', teacher)
             if taught != teacher:
@@ -223,6 +251,7 @@ class Run:
         manifest = {
             **trained,
             'teacher': teacher,
+            'start_from': started_with,
             'feat_ros': version('feat_ros'),
             'python': platform.python_version(),
             'torch': torch.__version__,
@@ -462,6 +491,7 @@ def _weights(system: System, arrays: checkpoint.Arrays, step: int, folder: Path)
         'data_sha256': hashlib.sha256(json.dumps(data['training']).encode()).hexdigest(),
         'town': data['town'],
         'teacher': data.get('teacher'),
+        'start_from': data.get('start_from'),
     }
     return Weights(system.network, learned, data['options'], provenance)
 

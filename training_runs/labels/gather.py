@@ -1,0 +1,198 @@
+# Copyright 2026 The feat_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Photographs with labels of four public collections, as training reads them.
+
+python gather.py SOURCES OUT reads checkouts (which and of what commit: docs/models/sfd2_lite.md)
+
+    SOURCES/building-facade-segmentation, SOURCES/coco_yolo, SOURCES/coco_subsets,
+    SOURCES/LUMS-Road-Dataset
+
+and writes OUT/facades, OUT/people, OUT/things and OUT/campus: NAME.jpg, at most 640 px, and
+NAME.group.png. Of COCO's pictures only those are taken whose own licence allows any use and any
+change. What no one has labelled is unknown, and so is what is near the border of a label; the sky
+above façades, which their labels leave out, is what is even and reaches the upper border.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from label_streets import borders, close, disk, grow
+
+from feat_ros.semantics import StabilityGroup
+
+UInt8 = npt.NDArray[np.uint8]
+
+_LONGER_SIDE = 640
+_RUN = Path(__file__).parents[1] / 'sfd2_lite'
+# Of COCO's licences: attribution, attribution and share alike, no known restrictions, US works.
+_FREE = {4, 5, 7, 8}
+_MOVING = {'person', 'vehicle', 'animal'}
+# In the order of painting: a car stands before a hedge, a hedge before a façade.
+_FACADES = {
+    'facade': StabilityGroup.LONG_TERM,
+    'street': StabilityGroup.LONG_TERM,
+    'window': StabilityGroup.LONG_TERM,
+    'balcony-fence': StabilityGroup.LONG_TERM,
+    'shop': StabilityGroup.LONG_TERM,
+    'fence': StabilityGroup.LONG_TERM,
+    'non-building-infrastructure': StabilityGroup.LONG_TERM,
+    'traffic-infrastructure': StabilityGroup.LONG_TERM,
+    'vegetation': StabilityGroup.SHORT_TERM,
+    'car': StabilityGroup.DYNAMIC,
+}
+# Background, obstacle, road, pavement, speed breaker.
+_CAMPUS: UInt8 = np.array([0, 2, 4, 4, 4], np.uint8)
+
+
+def main(sources: Path, out: Path) -> None:
+    """Write all four."""
+    facades(sources / 'building-facade-segmentation', out / 'facades')
+    people(sources / 'coco_yolo', out / 'people')
+    things(sources / 'coco_subsets', out / 'things')
+    campus(sources / 'LUMS-Road-Dataset', out / 'campus')
+
+
+def facades(source: Path, out: Path) -> None:
+    """Façades with all that stands before them; sky by how even it is."""
+    for path in sorted(source.glob('*/_annotations.coco.json')):
+        data = json.loads(path.read_text(encoding='utf-8'))
+        names = {each['id']: each['name'] for each in data['categories']}
+        of_image = _by_image(data)
+        for image in data['images']:
+            (file,) = path.parent.rglob(image['file_name'])
+            bgr = cv2.imread(str(file))
+            group = np.zeros(bgr.shape[:2], np.uint8)
+            for name, value in _FACADES.items():
+                for each in of_image.get(image['id'], []):
+                    if names[each['category_id']] == name:
+                        _paint(group, each['segmentation'], value)
+            group[_sky(bgr, group)] = StabilityGroup.VOLATILE
+            group[borders(group, 3)] = StabilityGroup.UNKNOWN
+            _write(out / image['file_name'].partition('.rf.')[0], bgr, group)
+
+
+def people(source: Path, out: Path) -> None:
+    """People: one polygon a picture."""
+    data = json.loads((source / 'instances_val2017.json').read_text(encoding='utf-8'))
+    of_image = _by_image(data)
+    for image in data['images']:
+        if image['license'] not in _FREE:
+            continue
+        bgr = cv2.imread(str(source / 'images' / image['file_name']))
+        group = np.zeros(bgr.shape[:2], np.uint8)
+        for each in of_image[image['id']]:
+            _paint(group, each['segmentation'], StabilityGroup.DYNAMIC)
+        group[borders(group, 2)] = StabilityGroup.UNKNOWN
+        _write(out / Path(image['file_name']).stem, bgr, group)
+
+
+def things(source: Path, out: Path) -> None:
+    """People, vehicles and animals, all of them in these pictures; the rest is unknown."""
+    data = json.loads((source / 'instances_merged.json').read_text(encoding='utf-8'))
+    kinds = {each['id']: each['supercategory'] for each in data['categories']}
+    of_image = _by_image(data)
+    for image in data['images']:
+        moving = [
+            each
+            for each in of_image.get(image['id'], [])
+            if kinds[each['category_id']] in _MOVING and isinstance(each['segmentation'], list)
+        ]
+        if image['license'] not in _FREE or not moving:
+            continue
+        bgr = cv2.imread(str(source / 'images' / image['file_name']))
+        group = np.zeros(bgr.shape[:2], np.uint8)
+        for each in moving:
+            _paint(group, each['segmentation'], StabilityGroup.DYNAMIC)
+        group[borders(group, 2)] = StabilityGroup.UNKNOWN
+        _write(out / Path(image['file_name']).stem, bgr, group)
+
+
+def campus(source: Path, out: Path) -> None:
+    """Roads, and what is on them; ``label_campus.py`` adds sky and plants.
+
+    The collection's line-ending rule has taken a carriage return from each end of line that its
+    files seem to have: these are the 85 pictures that had none.
+    """
+    known = json.loads((_RUN / 'data.json').read_text(encoding='utf-8'))
+    files = [each['file'] for each in known['training'] + known['validation']]
+    wanted = {file.partition('/')[2] for file in files if file.startswith('campus/')}
+    for path in [*sorted(source.glob('valid/*.jpg')), *sorted(source.glob('test/*.jpg'))]:
+        name, _, rest = path.stem.partition('_png.rf.')
+        if f'{name}_{rest[:4]}.jpg' not in wanted:
+            continue
+        bgr = cv2.imread(str(path))
+        mask = _mended(path.with_name(f'{path.stem}_mask.png').read_bytes())
+        if mask is None:
+            continue
+        group = _CAMPUS[cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE)]
+        group[borders(group, 2)] = StabilityGroup.UNKNOWN
+        _write(out / f'{name}_{rest[:4]}', bgr, group)
+
+
+def _mended(png: bytes) -> bytes | None:
+    """Put carriage returns back into a PNG file of one IDAT, until its checksum is right."""
+    head, tail = b'\x89PNG\r\n\x1a\n' + png[7:32], png[-12:]
+    start = png.index(b'IDAT')
+    length = int.from_bytes(png[start - 4 : start], 'big')
+    body = png[start + 4 : -12]
+    missing = length + 4 - len(body)
+    ends = [at for at, value in enumerate(body) if value == 10]
+    for chosen in itertools.combinations(ends, missing):
+        parts = [body[a:b] for a, b in itertools.pairwise((0, *chosen, len(body)))]
+        whole = b'\r'.join(parts)
+        if zlib.crc32(b'IDAT' + whole[:-4]).to_bytes(4, 'big') == whole[-4:]:
+            return head + png[32 : start + 4] + whole + tail
+    return None
+
+
+def _by_image(data: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for each in data['annotations']:
+        found.setdefault(each['image_id'], []).append(each)
+    return found
+
+
+def _paint(group: UInt8, polygons: list[list[float]], value: int) -> None:
+    corners = [np.round(np.reshape(each, (-1, 2))).astype(np.int32) for each in polygons]
+    cv2.fillPoly(group, corners, int(value))
+
+
+def _sky(bgr: Any, group: UInt8) -> npt.NDArray[np.bool_]:
+    """Return what is even, unlabelled, and hangs together with the upper border."""
+    grey = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    fine = cv2.GaussianBlur(grey, (0, 0), 2.0)
+    spread = np.sqrt(np.maximum(cv2.GaussianBlur((grey - fine) ** 2, (0, 0), 4.0), 0))
+    steps = np.hypot(
+        cv2.Sobel(fine, -1, 1, 0, scale=0.125), cv2.Sobel(fine, -1, 0, 1, scale=0.125)
+    )
+    is_even = (spread < 9) & (steps < 4) & (group == StabilityGroup.UNKNOWN)
+    is_even = cv2.erode(close(is_even, 2).astype(np.uint8), disk(4)).astype(bool)
+    parts = cv2.connectedComponents(is_even.astype(np.uint8))[1]
+    at_top = np.unique(parts[:12][parts[:12] > 0])
+    sky = np.isin(parts, at_top) & (np.arange(len(parts))[:, None] < 0.7 * len(parts))
+    return np.asarray(grow(sky, 3) & (group == StabilityGroup.UNKNOWN))
+
+
+def _write(path: Path, bgr: Any, group: UInt8) -> None:
+    shrink = min(1.0, _LONGER_SIDE / max(group.shape))
+    size = tuple(round(side * shrink) for side in group.shape[::-1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA) if shrink < 1 else bgr
+    cv2.imwrite(f'{path}.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    labels = cv2.resize(group, size, interpolation=cv2.INTER_NEAREST)
+    cv2.imwrite(f'{path}.group.png', labels)
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
