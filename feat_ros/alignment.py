@@ -8,11 +8,11 @@ far, in metres, each thing known lies from where the aligned map has it.
 
 from __future__ import annotations
 
-import itertools
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+import itertools
 from pathlib import Path
+import shutil
 from typing import Any
 
 import numpy as np

@@ -8,11 +8,11 @@ poses when the picture moved enough (sparse optical flow).
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+import logging
 from pathlib import Path
+import shutil
 from typing import Any
 
 import cv2

@@ -10,19 +10,19 @@ RootSIFT does (dot products about 0.64 between strangers, 0.96 between two views
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
-import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
+import json
+import os
 from pathlib import Path
+import subprocess
+import sys
 from tempfile import TemporaryDirectory
+import time
+import tracemalloc
 from typing import Any, Generic, TypeVar
 
 import cv2

@@ -8,14 +8,14 @@ their two images: whatever else changed, what is found there is right.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache, partial
 from pathlib import Path
+import shutil
 from typing import Any
 from zipfile import BadZipFile
 
@@ -103,7 +103,7 @@ class BuildFolder:
         how = json.dumps([extractor.name, extractor.weights_sha256, json.loads(options)]).encode()
         stored = [self._place(file, how) for file in files]
         # Two files may be the same.
-        missing = {place: file for place, file in zip(stored, files, strict=True)}
+        missing = dict(zip(stored, files, strict=True))
         todo = [file for place, file in missing.items() if not place.exists()]
         if self._workers is None:
             made: Iterator[Arrays] = (_extract(extractor, file) for file in todo)

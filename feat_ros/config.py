@@ -8,12 +8,12 @@ default; command lines, ROS parameters and manifests are derived from them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import copy
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from feat_ros.errors import ConfigError

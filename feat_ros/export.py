@@ -4,24 +4,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+import hashlib
 from importlib.metadata import version
+import json
+import logging
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+import warnings
 
 import numpy as np
 import onnx
-import torch
 from onnx.external_data_helper import set_external_data
+import torch
 
 from feat_ros import config
 from feat_ros.errors import NetworkError

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
+import time
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def bench_extract(repeat: int = 30, threads: int = 2, keypoints: int = 1024) -> 
     its network alone, on planes that are there, with random weights, for no time depends on them.
     """
     torch.set_num_threads(threads)
-    pictures = [picture for picture in street_pictures().values()]
+    pictures = list(street_pictures().values())
     images = [pictures[k % len(pictures)] for k in range(repeat)]
     options = {'max_keypoints': keypoints, 'provider': 'cpu', 'threads': threads}
     tables, checks = {}, []

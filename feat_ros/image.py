@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+import re
 from typing import NamedTuple
 
 import cv2

@@ -10,15 +10,15 @@ Nothing is guessed.
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+import logging
+import threading
+import time
 from typing import Any
 
 import numpy as np

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+import logging
 from pathlib import Path
+import threading
+import time
 
 import numpy as np
 import numpy.typing as npt

@@ -10,12 +10,12 @@ Everything is put together in ``MAP.partial``; a build that was killed resumes f
 
 from __future__ import annotations
 
-import logging
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+import logging
 from pathlib import Path
+import platform
 from typing import Any
 
 import numpy as np

@@ -8,11 +8,11 @@ that no pose that was found before moves; splitting and pruning write a new map.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+import shutil
 
 import numpy as np
 import numpy.typing as npt

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+import threading
+import time
 
 import numpy as np
 

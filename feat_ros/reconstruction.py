@@ -8,15 +8,15 @@ result are what they happen to be.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 import hashlib
 import itertools
 import json
 import logging
-import shutil
-from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
+import shutil
 from typing import Any
 
 import cv2

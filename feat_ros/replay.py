@@ -9,20 +9,20 @@ Every figure that is published comes from here. Results are a folder with ``traj
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import logging
-import shutil
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+import csv
 from dataclasses import dataclass, replace
 from functools import cached_property
+import io
+import json
+import logging
 from pathlib import Path
+import shutil
 from tempfile import TemporaryFile
+import threading
+import time
 from typing import Any, TextIO
 from weakref import WeakKeyDictionary
 

@@ -9,12 +9,12 @@ into dark mode, and a robot without matplotlib can write them too.
 from __future__ import annotations
 
 import base64
-import html
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+import html
 from pathlib import Path
+import re
 from typing import Any
 
 import cv2

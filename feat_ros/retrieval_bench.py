@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import math
-import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
+import math
 from pathlib import Path
+import shutil
+import time
 from typing import Any
 
 import cv2

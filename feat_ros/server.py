@@ -9,14 +9,14 @@ A driver (ROS node, replay, DDS) converts its messages to :class:`Frame` and get
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+import logging
+import os
+import threading
+import time
 from typing import Protocol
 
 import numpy as np

@@ -10,16 +10,16 @@ block is first read.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+import hashlib
+import itertools
+import json
+import os
 from pathlib import Path
+import shutil
 from tokenize import TokenError
 from typing import Any
 

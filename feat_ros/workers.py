@@ -8,10 +8,10 @@ in one process. A worker that dies has its task done again elsewhere.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import lru_cache
+import os
 from types import TracebackType
 from typing import Any, TypeVar
 

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Localize a camera in a map: ros2 launch feat_ros localize.launch.py map:=MAP image:=TOPIC."""
 
-from feat_ros.nodes.launching import description, localize_actions, LOCALIZE_ARGUMENTS
 from launch import LaunchDescription
+
+from feat_ros.nodes.launching import description, localize_actions, LOCALIZE_ARGUMENTS
 
 
 def generate_launch_description() -> LaunchDescription:

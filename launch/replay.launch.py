@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replay a bag through the nodes: ros2 launch feat_ros replay.launch.py bag:=BAG map:=MAP ..."""
 
-from feat_ros.nodes.launching import description, replay_actions, REPLAY_ARGUMENTS
 from launch import LaunchDescription
+
+from feat_ros.nodes.launching import description, replay_actions, REPLAY_ARGUMENTS
 
 
 def generate_launch_description() -> LaunchDescription:

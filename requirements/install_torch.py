@@ -8,12 +8,12 @@ target of the Makefile uses. Whoever trains on a GPU installs feat_ros[train] wi
 """
 
 import argparse
+from importlib.metadata import requires
 import json
+from pathlib import Path
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import requires
-from pathlib import Path
 
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 

@@ -8,12 +8,12 @@ that release's Python. Only metadata is fetched. pip reads environment markers
 """
 
 import argparse
+from importlib.metadata import requires
 import json
+from pathlib import Path
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import requires
-from pathlib import Path
 
 PYTHON_OF = {'humble': '3.10', 'jazzy': '3.12', 'lyrical': '3.14'}
 # What wheels are built for and Ubuntu 22.04 can run; pip does not infer the older names.

@@ -10,9 +10,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
 
 from feat_ros.build_folder import BuildFolder
 from feat_ros.camera import Camera
@@ -86,7 +86,7 @@ def test_the_four_heads_have_lisrd_s_names() -> None:
 def slow_maps(network: Any, image: Image, valid_wh: tuple[int, int]) -> Float:
     """The four maps (4, 128, h, w), every layer named."""
     colors = tones(torch.from_numpy(image)[None], torch.tensor([valid_wh])).colors
-    state = {key: value for key, value in network.state_dict().items()}
+    state = dict(network.state_dict())
 
     def conv(x: Any, name: str, padding: int) -> Any:
         return functional.conv2d(

@@ -10,9 +10,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
 

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
+import shutil
 
+from conftest import full_disk, Scene
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import full_disk, Scene
 
 from feat_ros.alignment import (
     align_by_distances,

@@ -7,8 +7,8 @@ All but ament_copyright, which does not know the SPDX lines that this package ha
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
+import socket
 
 import pytest
 
@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [str(ROOT / name) for name in ('feat_ros', 'launch', 'test', 'setup.py')]
 
 
-# What Black's formatting and imports behind importorskip need.
-_FLAKE8 = 'E203,E402,B902,C816,D,I202'
+# What Black's formatting, imports behind importorskip (I100 too), and fields named as in ROS need.
+_FLAKE8 = 'A003,A005,E203,E402,B902,C816,D,I202'
 # As in pyproject.toml: the first line says what a thing is, and ends without a rule for its form.
 _PEP257 = ['D203', 'D205', 'D212', 'D213', 'D400', 'D401', 'D402', 'D403', 'D404', 'D415']
 _SCHEMAS = 'download.ros.org', 80
@@ -27,7 +27,9 @@ def test_flake8(tmp_path: Path) -> None:
     linter = pytest.importorskip('ament_flake8.main', reason='ament_flake8 is not there')
     config = tmp_path / 'flake8.ini'
     config.write_text(
-        f'[flake8]\nextend-ignore = {_FLAKE8}\nimport-order-style = google\nmax-line-length = 99\n'
+        f'[flake8]\nextend-ignore = {_FLAKE8}\nmax-line-length = 99\n'
+        'import-order-style = google\napplication-import-names = feat_ros\n'
+        f'per-file-ignores = {ROOT}/test/*: I100\n'
     )
     assert linter.main(argv=['--config', str(config), *SOURCES]) == 0
 

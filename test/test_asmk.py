@@ -4,18 +4,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import replace
+import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
+from conftest import random_segment, write_map
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import random_segment, write_map
 
 from feat_ros.errors import ConfigError, MapError
 from feat_ros.map_index import open_index, write_index

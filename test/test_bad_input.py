@@ -14,10 +14,10 @@ import sys
 import time
 from typing import Any
 
+from conftest import CAMERA, Scene
 import cv2
 import numpy as np
 import pytest
-from conftest import CAMERA, Scene
 
 from feat_ros.cli import main
 

@@ -4,15 +4,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
+import shutil
 from typing import Any
 
+from conftest import Room, walk
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import Room, walk
 from test_bags import header, image_values, Message, pose_values, transform_values, write_bag
 
 from feat_ros.alignment import image_names

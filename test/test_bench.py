@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from functools import partial
+import json
 from pathlib import Path
+import sys
 from typing import Any
 
+from conftest import random_segment, Scene, write_map
 import numpy as np
 import pytest
-from conftest import random_segment, Scene, write_map
 
 from feat_ros import bench
 from feat_ros.bench import (

@@ -8,9 +8,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose
 
 from feat_ros.camera import Camera, MODELS
 from feat_ros.errors import CameraError

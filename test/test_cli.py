@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator
+import json
 from pathlib import Path
+import sys
 
+from conftest import CAMERA, Scene
 import cv2
 import numpy as np
 import pytest
-from conftest import CAMERA, Scene
 
 from feat_ros.cli import build_parser, main
 from feat_ros.colmap_files import format_poses, read_poses

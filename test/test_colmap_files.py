@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
+import struct
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+import pytest
 
 from feat_ros.camera import Camera, MODELS
 from feat_ros.colmap_files import (

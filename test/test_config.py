@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
+import json
 from typing import Any
 
 import pytest

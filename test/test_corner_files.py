@@ -4,18 +4,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
 
 pytest.importorskip('torch', reason='torch is not installed')
 

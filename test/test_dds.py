@@ -4,24 +4,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 import ctypes
 import json
 import os
+from pathlib import Path
 import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from conftest import CAMERA, Scene, walk
 import numpy as np
 import pytest
-from conftest import CAMERA, Scene, walk
 from test_bags import header, image_values, write_bag
 from test_replay import (
     CAM_FROM_BASE,

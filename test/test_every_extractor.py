@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import CAMERA, Scene, walk
+import pytest
 from test_replay import IMAGES, INFO, TRUTH, write_recording
 
 from feat_ros.cli import main

@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.testing import assert_allclose
+import pytest
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
 pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')

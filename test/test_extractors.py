@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from conftest import CAMERA, Room, walk
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from conftest import CAMERA, Room, walk
-from numpy.testing import assert_allclose, assert_array_equal
 
 from feat_ros.errors import ConfigError, ImageError, NetworkError
 from feat_ros.extractors import create_extractor, Extractor, extractor_config, EXTRACTORS, learned

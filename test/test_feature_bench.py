@@ -4,18 +4,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
+import json
 from pathlib import Path
 from typing import Any
 
+from conftest import Scene as Pictures
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from conftest import Scene as Pictures
-from numpy.testing import assert_allclose, assert_array_equal
 
 from feat_ros.bench import format_report
 from feat_ros.cli import main

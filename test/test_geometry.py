@@ -7,9 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.testing import assert_allclose
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose
 from scipy.linalg import expm
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip('torch', reason='torch is not installed')
 
-import torch
 from conftest import random_segment, Scene, write_map
+import torch
 
 from feat_ros.cli import main
 from feat_ros.errors import DataError, NetworkError

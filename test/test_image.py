@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
+import struct
 from typing import Any
+import zlib
 
 import cv2
 import numpy as np

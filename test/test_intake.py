@@ -8,9 +8,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from conftest import CAMERA, random_segment, Whole, write_map
 import numpy as np
 import pytest
-from conftest import CAMERA, random_segment, Whole, write_map
 from test_bags import header, image_values, pose_values, transform_values
 from test_replay import CAM_FROM_BASE, info_message
 
@@ -334,6 +334,8 @@ def test_what_is_replaced_is_not_decoded() -> None:
     records: list[FrameRecord] = []
 
     class Slow(Whole):
+        """Is never asked."""
+
         def localize_rig(self, views: Any, prior: Any = None) -> Any:
             raise AssertionError('never decoded')
 

@@ -4,17 +4,17 @@
 
 from __future__ import annotations
 
+from importlib.metadata import distribution, PackageNotFoundError
 import json
 import os
+from pathlib import Path
 import shutil
 import subprocess
-from importlib.metadata import distribution, PackageNotFoundError
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from packaging.requirements import Requirement
+import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 is not sourced: there is no rclpy')
 pytest.importorskip('launch_testing', reason='launch_testing is not installed')

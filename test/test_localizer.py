@@ -4,18 +4,18 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
+import re
+import shutil
 from typing import Any
 
+from conftest import CAMERA, Room, Scene, walk, write_map
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from conftest import CAMERA, Room, Scene, walk, write_map
-from numpy.testing import assert_allclose, assert_array_equal
 
 from feat_ros.camera import Camera
 from feat_ros.errors import ImageError, MapError

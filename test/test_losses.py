@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+import pytest
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
 

@@ -4,19 +4,19 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+import logging
 from pathlib import Path
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
+from conftest import CAMERA, Room, ROOM_AT, Scene, walk, WALLS, write_pictures
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import CAMERA, Room, ROOM_AT, Scene, walk, WALLS, write_pictures
 
 from feat_ros.camera import Camera
 from feat_ros.colmap_files import PosedImage

@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
+import json
 from pathlib import Path
+import shutil
 from typing import Any
 
+from conftest import CAMERA, full_disk, random_segment, Scene, walk, write_map, write_pictures
 import numpy as np
 import pytest
-from conftest import CAMERA, full_disk, random_segment, Scene, walk, write_map, write_pictures
 
 from feat_ros.cli import main
 from feat_ros.colmap_files import PosedImage

@@ -8,9 +8,9 @@ import tracemalloc
 from typing import Any
 
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
 
 from feat_ros import runtimes
 from feat_ros.matching import dot_similarity, Matcher, mutual_nearest, selected_similarity

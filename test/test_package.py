@@ -3,15 +3,15 @@
 """What is installed, by colcon and by pip, and what may not be in the repository."""
 
 import ast
+from importlib.metadata import Distribution, distributions
 import importlib.util
 import os
+from pathlib import Path
 import re
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from importlib.metadata import Distribution, distributions
-from pathlib import Path
 
 import pytest
 

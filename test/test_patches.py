@@ -9,9 +9,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.testing import assert_array_equal
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_array_equal
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
 

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from numpy.testing import assert_allclose
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose
 
 from feat_ros.camera import Camera
 from feat_ros.colmap_files import PosedImage

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 import struct
 import tracemalloc
-from fractions import Fraction
 
 import cv2
 import numpy as np

@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Iterator
+import logging
 from pathlib import Path
+import shutil
 from typing import Any
 
+from conftest import CAMERA, Room, Scene, walk, write_pictures
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import CAMERA, Room, Scene, walk, write_pictures
 
 from feat_ros.alignment import align_by_distances, apply_alignment
 from feat_ros.build_folder import BuildFolder, FeatureStore

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from pathlib import Path
+import time
 from typing import Any
 
+from conftest import CAMERA, Scene, walk
 import numpy as np
 import pytest
-from conftest import CAMERA, Scene, walk
 from test_bags import header, image_values, Message, pose_values, transform_values, write_bag
 
 from feat_ros.bags import Bag

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import base64
-import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+import re
 from typing import Any
+import xml.etree.ElementTree as ElementTree
 
 import cv2
 import numpy as np

@@ -3,11 +3,11 @@
 """The scripts under requirements/, run with pip against small indexes of our own."""
 
 import os
+from pathlib import Path
 import re
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 

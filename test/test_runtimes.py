@@ -5,20 +5,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import json
+from pathlib import Path
 import pickle
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pytest
 from numpy.testing import assert_array_equal
+import pytest
 
 from feat_ros.cli import main
 from feat_ros.errors import ConfigError, NetworkError

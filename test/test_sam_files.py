@@ -4,20 +4,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import json
 import math
+from pathlib import Path
 import sys
 import types
-import zipfile
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
+import zipfile
 
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
 
 pytest.importorskip('torch', reason='torch is not installed')
 

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import itertools
-import re
 from pathlib import Path
+import re
 from typing import Any
 
 import cv2

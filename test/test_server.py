@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
+from conftest import CAMERA, Scene, walk, Whole
 import numpy as np
 import pytest
-from conftest import CAMERA, Scene, walk, Whole
 
 from feat_ros.errors import ConfigError, ImageError, SegmentError
 from feat_ros.extractors import create_extractor

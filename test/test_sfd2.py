@@ -8,9 +8,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
 
 from feat_ros.errors import NetworkError
 from feat_ros.image import Image

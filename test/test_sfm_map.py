@@ -4,25 +4,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 import hashlib
 import json
 import os
+from pathlib import Path
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from conftest import full_disk, random_segment, write_map
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from conftest import full_disk, random_segment, write_map
-from numpy.testing import assert_allclose, assert_array_equal
 
 from feat_ros.errors import MapError, SegmentError
 from feat_ros.matching import mutual_nearest

@@ -10,20 +10,20 @@ tested here: ``feat_ros engine verify`` does that on the machine that has one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 import ctypes
 import enum
+from functools import partial
 import json
+from pathlib import Path
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.testing import assert_array_equal
+import pytest
 
 pytest.importorskip('torch', reason='torch is not installed')
 pytest.importorskip('onnx', reason='onnx is not installed')

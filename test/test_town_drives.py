@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from itertools import pairwise
+import json
 from pathlib import Path
 from typing import Any
 

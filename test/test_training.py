@@ -5,21 +5,21 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict, replace
 import itertools
 import json
 import math
+from pathlib import Path
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import numpy.typing as npt
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
 

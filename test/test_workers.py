@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 import hashlib
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import Scene
+import pytest
 
 pytest.importorskip('ray', reason='Ray is not installed')
 pytest.importorskip('pycolmap')

@@ -12,8 +12,8 @@ a bag as one more set.
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any

@@ -14,18 +14,18 @@ each row, of the rows that there are.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+import json
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from localize_posed_sets import OPTIONS, posed_sets, show
 from matplotlib.figure import Figure
+import numpy as np
 
 from feat_ros import config
 from feat_ros.extractors import create_extractor

@@ -7,8 +7,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
+import sys
 
 from feat_ros.cli import bench, demo, engine, export, live, localize, maps, replay, town, train
 from feat_ros.cli.common import close_bars, write_output

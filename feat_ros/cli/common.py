@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+import os
 from pathlib import Path
+import shlex
+import sys
 from typing import Any, cast, IO
 
 import numpy as np

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
+import shutil
 from typing import Any
 
 import cv2

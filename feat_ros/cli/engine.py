@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
+import time
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
+import re
 from typing import Any
 
 from feat_ros.cli.common import add_command, check_writable

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
+import json
 from pathlib import Path
 from typing import Any
 

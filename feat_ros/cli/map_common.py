@@ -98,7 +98,7 @@ def add_pose_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--pose-frame', metavar='FRAME',
         help='the frame whose pose the topic gives. Odometry and TransformStamped name it; the '
-        'others do not, and are taken to be of the camera\'s optical frame without this',
+        "others do not, and are taken to be of the camera's optical frame without this",
     )  # fmt: skip
 
 

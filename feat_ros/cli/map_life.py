@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
+import shutil
 from typing import Any
 
 import numpy as np

@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 

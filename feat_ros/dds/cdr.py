@@ -8,9 +8,9 @@ attributes as rclpy's. Arrays of numbers are NumPy views of the bytes: a picture
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import re
 import struct
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 

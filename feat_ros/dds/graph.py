@@ -8,16 +8,16 @@ into a list of numbers.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping
 import ctypes
+from functools import lru_cache
 import logging
 import os
+from pathlib import Path
 import re
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import lru_cache
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 

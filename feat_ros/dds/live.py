@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+import time
 
 from feat_ros.conversions import Values
 from feat_ros.dds.graph import Graph

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+import logging
 from pathlib import Path
+import time
 
 from feat_ros.bags import Bag
 from feat_ros.conversions import time as time_values

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+import json
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+import hashlib
 from pathlib import Path
 
 import numpy as np

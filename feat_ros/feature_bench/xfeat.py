@@ -8,9 +8,9 @@ the modules as in its published state dict. Semi-dense matching and refinement a
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
+import pickle
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,8 @@ class XFeat(nn.Module):
 
 
 class _Unit(nn.Module):
+    """A convolution, its statistics, ReLU."""
+
     def __init__(self, inputs: int, outputs: int, size: int, stride: int) -> None:
         super().__init__()
         self.layer = nn.Sequential(

@@ -10,8 +10,8 @@ channels, its text no projections) is decided and argued for in docs/systems/ais
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+import math
 from typing import Any
 
 import torch

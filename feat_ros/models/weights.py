@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 import hashlib
 import json
 import os
-import pickle
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
+import pickle
 from typing import Any
+import warnings
 from zipfile import BadZipFile
 
 import numpy as np

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+import sys
+import time
 from typing import Any
 
 import cv2

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+import signal
+import sys
 from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
@@ -30,7 +31,6 @@ from feat_ros.errors import ConfigError
 from feat_ros.extractors import extractor_config
 from feat_ros.nodes.recorder import READY
 from feat_ros.sfm_map import read_manifest
-from launch import LaunchDescription
 
 _YES_NO = ('true', 'false')
 # Name: (default, description, choices). An empty default leaves the word to the parameter file,

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+import sys
 from typing import Any
 
 from nav2_msgs.srv import LoadMap

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 import typing
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
+import json
 from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np

@@ -10,10 +10,10 @@ descriptor of a query counts for several near words while one of the database co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+import math
 from typing import Any
 
 import numpy as np

@@ -10,12 +10,12 @@ takes 10 bits beside its signature, and a whole list is decoded at once.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+import itertools
+import math
 from typing import Any, Protocol
 
 import numpy as np

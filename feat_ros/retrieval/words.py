@@ -9,9 +9,9 @@ nearest neighbor search", PAMI 2011, section IV, without its compression.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
+import math
 
 import numpy as np
 import numpy.typing as npt

@@ -9,9 +9,9 @@ makes of the plain names.
 from __future__ import annotations
 
 import ctypes
-import re
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+import logging
 from pathlib import Path
 from typing import Any
 

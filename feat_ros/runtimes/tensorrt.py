@@ -9,13 +9,13 @@ it; 8.6 has only weak types, where every layer that is float32 in the file is he
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 

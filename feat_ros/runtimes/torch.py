@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 

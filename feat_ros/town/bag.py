@@ -14,10 +14,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+import shutil
 from typing import Any
 
 import cv2

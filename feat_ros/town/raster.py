@@ -10,10 +10,10 @@ of the pixel (Heckbert, "Fundamentals of texture mapping and image warping", 198
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+import math
 from typing import Any
 
 import cv2

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 import os
+from pathlib import Path
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+import json
+import os
 from pathlib import Path
+import secrets
 from typing import Any, BinaryIO
 
 import numpy as np

@@ -8,12 +8,12 @@ share, so that any map is training data; a share of the images is darkened.
 
 from __future__ import annotations
 
-import logging
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+import logging
+import math
 from pathlib import Path
+import time
 from typing import Any
 
 import cv2

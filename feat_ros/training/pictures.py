@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 

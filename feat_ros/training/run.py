@@ -11,16 +11,16 @@ validation on localization where there is a town for it, else on matching).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 import hashlib
+from importlib.metadata import version
 import json
 import logging
 import math
+from pathlib import Path
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 from collections.abc import Callable
 from functools import lru_cache
+import hashlib
+import mmap
 from pathlib import Path
 from typing import Any
 

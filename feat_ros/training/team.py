@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+import os
 
 import torch
 from torch import distributed, Tensor

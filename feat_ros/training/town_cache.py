@@ -9,10 +9,10 @@ days and in other lights, in both directions and with the camera turned to the s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+import json
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any

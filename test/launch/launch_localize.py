@@ -5,26 +5,25 @@
 MAP and BAG are in the environment; test_launch.py makes both.
 """
 
+from collections.abc import Callable
 import os
 import time
-import unittest
-from collections.abc import Callable
 from typing import Any
+import unittest
 
-import launch_testing
-import launch_testing.asserts
-import rclpy
 from ament_index_python.packages import get_package_share_directory
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
+from launch import LaunchDescription
 from launch.actions import ExecuteProcess, IncludeLaunchDescription, TimerAction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
+import launch_testing
 from launch_testing.actions import ReadyToTest
+import launch_testing.asserts
+import rclpy
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from tf2_msgs.msg import TFMessage
-
-from launch import LaunchDescription
 
 _PATIENCE_S = 90.0
 

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
-import zlib
 from pathlib import Path
+import sys
 from typing import Any
+import zlib
 
 import cv2
+from label_streets import borders, close, disk, grow
 import numpy as np
 import numpy.typing as npt
-from label_streets import borders, close, disk, grow
 
 from feat_ros.semantics import StabilityGroup
 

@@ -10,12 +10,12 @@ what is near a border, stays unknown.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+import sys
 
 import cv2
-import numpy as np
 from label_streets import borders, close, find_plants, grow
+import numpy as np
 
 from feat_ros.semantics import StabilityGroup
 

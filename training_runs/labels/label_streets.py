@@ -12,8 +12,8 @@ What is near a border, or may be either, is unknown.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+import sys
 
 import cv2
 import numpy as np
