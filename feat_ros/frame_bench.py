@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+import time
 from typing import Any
 
 import cv2
@@ -29,16 +31,26 @@ from feat_ros.extractors import create_extractor
 from feat_ros.image import Image
 from feat_ros.localizer import Localizer, LocalizerConfig
 from feat_ros.retrieval.asmk import AsmkIndex, default_num_words, RETRIEVAL_FEATURES
+from feat_ros.server import Frame, LocalizationServer, ServerConfig
 from feat_ros.town.pictures import street_pictures
-from feat_ros.types import Features, JsonDict, LocalizationResult, PoseEstimate, PosePrior
+from feat_ros.types import (
+    Features,
+    FrameRecord,
+    JsonDict,
+    LocalizationResult,
+    PoseEstimate,
+    PosePrior,
+)
 
 Ids = npt.NDArray[np.int64]
 
-PRIOR = 'feat_ros, with a prior'
+PRIOR, ONE_BY_ONE = 'feat_ros, with a prior', 'feat_ros, one after the other'
 _MOST_GLOBAL, _MOST_PRIOR = 6.0, 3.5
 # Images of the map that see what the query sees.
 _SAME_PLACE = 10
 _STAGES = ('extract', 'retrieve', 'match', 'pnp')
+# Between two images of a camera that never stops.
+_EVERY_S = 0.005
 
 
 class _Camera:
@@ -73,7 +85,8 @@ def bench_frame(
 
     Extraction is of sfd2_lite on a picture of a street; map and features are those of
     :func:`feat_ros.bench.synthetic_scene`, ten images of one corner. The other images, which have
-    nothing in common with it, are in the index only.
+    nothing in common with it, are in the index only. Then a camera that never stops: every pose
+    with the one before as prior, the next image's features extracted meanwhile or not.
 
     :param repeat: how many queries.
     """
@@ -106,6 +119,14 @@ def bench_frame(
             XFEAT: lambda query: xfeat.run(None, planes),
         }
         runs = take_turns(contenders, scene.queries)
+        is_found = [isinstance(result, PoseEstimate) for result in runs[PRIOR].results]
+        query = scene.queries[is_found.index(True)]
+        camera.sees = query.features
+        frame = Frame(0, pictures[0], query.camera)
+        streams = {
+            name: _stream(localizer, frame, ahead, repeat)
+            for name, ahead in ((OURS, True), (ONE_BY_ONE, False))
+        }
     rows = table_rows({name: taken.ms for name, taken in runs.items()}, {}, {})
     by_name = {row['name']: row for row in rows}
     checks = []
@@ -121,7 +142,40 @@ def bench_frame(
         what = f'"{name}", times XFeat\'s network'
         checks.append(check(what, ratio, f'at most {most:g}', ratio <= most))
     title = f'a frame, {keypoints} keypoints, 640x480, {num_images} images, {threads} threads'
-    return {'threads': {'network': threads}, 'tables': {title: rows}, 'checks': checks}
+    stream_rows = table_rows(
+        {name: periods for name, (periods, _) in streams.items()},
+        {},
+        {name: {'latency_ms': float(np.median(each))} for name, (_, each) in streams.items()},
+    )
+    return {
+        'threads': {'network': threads},
+        'tables': {title: rows, 'from pose to pose, of a camera that never stops': stream_rows},
+        'checks': checks,
+    }
+
+
+def _stream(
+    localizer: Localizer, frame: Frame, ahead: bool, count: int
+) -> tuple[list[float], list[float]]:
+    """Return the times between so many poses, and those from image to pose, in milliseconds."""
+    poses: list[tuple[float, FrameRecord]] = []
+
+    def take(record: FrameRecord) -> None:
+        if record.status == 'localized':
+            poses.append((time.perf_counter(), record))
+
+    server = LocalizationServer(localizer, ServerConfig(extract_ahead=ahead))
+    server.start(take)
+    stamp_ns = 0
+    # The first two start the rest.
+    while len(poses) < count + 2:
+        stamp_ns += round(_EVERY_S * 1e9)
+        server.submit(replace(frame, stamp_ns=stamp_ns))
+        time.sleep(_EVERY_S)
+    server.stop()
+    times, records = zip(*poses[1 : count + 2], strict=True)
+    periods = np.diff(times) * 1e3
+    return periods.tolist(), [sum(record.ms.values()) for record in records[1:]]
 
 
 def _index(scene: Scene, num_others: int, keypoints: int) -> AsmkIndex:

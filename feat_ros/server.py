@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 import logging
-import os
 import threading
 import time
 from typing import Protocol
@@ -47,8 +46,6 @@ _LOG = logging.getLogger(__name__)
 
 # A prior covers this many standard deviations of where it was predicted.
 _PRIOR_SIGMAS = 3.0
-# With fewer cores extraction keeps all of them busy.
-_CORES_TO_LOOK_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -99,11 +96,10 @@ class ServerConfig(Config):
     moment_wait_s: float = option(
         0.03, 'how long the other cameras of a moment are waited for', minimum=0.0, maximum=1.0
     )
-    extract_ahead: str = option(
-        'auto',
-        'whether features of the next frame are extracted while one is being localized, for more '
-        'poses a second; auto: with four cores or more',
-        choices=('auto', 'yes', 'no'),
+    extract_ahead: bool = option(
+        False,
+        'extract the next frame while one is being localized: more poses a second where the '
+        'extractor leaves a core free, by running on a GPU or with fewer threads than cores',
     )
     latency_window: int = option(
         300, 'frames that the percentiles of the latency are taken over', minimum=1
@@ -326,7 +322,7 @@ class LocalizationServer:
             self._waiting, self._replaced_ns, self._ready = {}, [], None
             self._is_stopping, self._bug = False, None
             take, jobs = self._take_moment, {}
-            if _looks_ahead(self.config):
+            if self.config.extract_ahead:
                 take, jobs['extraction'] = self._take_ready, self._extract_ahead
             jobs['localization'] = partial(self._work, take, on_record)
             self._threads = [
@@ -706,12 +702,6 @@ class LocalizationServer:
         self._epoch += 1
         self._way = self._fix = self._hint = self._map_from_odom = None
         self._camera_ns = {}
-
-
-def _looks_ahead(config: ServerConfig) -> bool:
-    if config.extract_ahead == 'auto':
-        return len(os.sched_getaffinity(0)) >= _CORES_TO_LOOK_AHEAD
-    return config.extract_ahead == 'yes'
 
 
 def _view(frame: Frame) -> tuple[View, dict[str, float]]:

@@ -75,8 +75,11 @@ def test_without_a_gpu_it_says_so() -> None:
 def test_a_frame_is_measured_from_the_picture_to_the_pose() -> None:
     pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
     report = bench_frame(3, 1, num_images=20, keypoints=500, num_points=700)
-    (rows,) = report['tables'].values()
+    rows, stream = report['tables'].values()
     ours, prior, xfeat = rows
+    assert [row['name'] for row in stream] == ['feat_ros', 'feat_ros, one after the other']
+    for row in stream:
+        assert row['latency_ms'] > 0 and row['median_ms'] > 0
     assert (ours['name'], xfeat['name']) == ('feat_ros', extraction_bench.XFEAT)
     for row in (ours, prior):
         assert row['localized_%'] > 30

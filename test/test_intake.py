@@ -22,7 +22,7 @@ from feat_ros.image import decode_image, Image
 from feat_ros.intake import Intake, IntakeConfig
 from feat_ros.localizer import Localizer
 from feat_ros.monitor import Monitor
-from feat_ros.server import bad_image, Frame, LocalizationServer, ServerConfig
+from feat_ros.server import bad_image, Frame, LocalizationServer
 from feat_ros.sfm_map import SfmMap
 from feat_ros.types import FailureReason, FrameRecord
 
@@ -343,7 +343,7 @@ def test_what_is_replaced_is_not_decoded() -> None:
         decoded.append(number)
         return decode_image(b'', 'x')
 
-    server = LocalizationServer(Slow(), ServerConfig(extract_ahead='no'))
+    server = LocalizationServer(Slow())
     with server._changed:
         server._busy = True
     server.start(records.append)

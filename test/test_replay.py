@@ -240,9 +240,9 @@ class Slow:
         return self._inner(image_rgb)
 
 
-@pytest.mark.parametrize('ahead', ['no', 'yes'])
+@pytest.mark.parametrize('ahead', [False, True])
 def test_in_real_time_frames_are_dropped(
-    recording: Path, room_map: SfmMap, tmp_path: Path, ahead: str
+    recording: Path, room_map: SfmMap, tmp_path: Path, ahead: bool
 ) -> None:
     """An extractor that needs three times the time between two frames cannot do all."""
     slow = Slow(create_extractor('sift', max_keypoints=600), 0.75)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 import logging
-import os
 import threading
 from typing import Any
 
@@ -39,7 +38,7 @@ BLANK: Image = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
 WAIT_S = 30.0
 # Small beside everything that the tests look at.
 COVARIANCE = np.diag([1e-6] * 3 + [1e-8] * 3)
-ONE_BY_ONE, AHEAD = (ServerConfig(extract_ahead=word) for word in ('no', 'yes'))
+ONE_BY_ONE, AHEAD = (ServerConfig(extract_ahead=is_ahead) for is_ahead in (False, True))
 LOST = PoseFailure(FailureReason.TOO_FEW_MATCHES, 'it is dark', num_matches=3, ms={'match': 2.0})
 
 
@@ -479,7 +478,7 @@ class Records:
 
 def test_the_newest_frame_wins() -> None:
     gate, records = Gate(estimate(place(0))), Records()
-    server = LocalizationServer(gate, ONE_BY_ONE)
+    server = LocalizationServer(gate)
     server.start(records)
     server.submit(frame(0))
     assert gate.entered.acquire(timeout=WAIT_S)
@@ -709,17 +708,6 @@ def test_a_bug_in_extraction_ends_both_threads(
         server.stop()
     assert len(records.all) == 2
     assert 'extraction thread ended by a bug' in caplog.text
-
-
-@pytest.mark.parametrize(('cores', 'expected'), [(2, 1), (4, 2)])
-def test_with_four_cores_there_is_a_thread_for_extraction(
-    monkeypatch: pytest.MonkeyPatch, cores: int, expected: int
-) -> None:
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(cores)))
-    server = LocalizationServer(Counting())
-    server.start(Records())
-    assert len(server._threads) == expected
-    server.stop()
 
 
 class Broken(Whole):
