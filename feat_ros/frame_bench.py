@@ -31,6 +31,7 @@ from feat_ros.extractors import create_extractor
 from feat_ros.image import Image
 from feat_ros.localizer import Localizer, LocalizerConfig
 from feat_ros.retrieval.asmk import AsmkIndex, default_num_words, RETRIEVAL_FEATURES
+from feat_ros.runtimes import open_matcher
 from feat_ros.server import Frame, LocalizationServer, ServerConfig
 from feat_ros.town.pictures import street_pictures
 from feat_ros.types import (
@@ -46,6 +47,8 @@ Ids = npt.NDArray[np.int64]
 
 PRIOR, ONE_BY_ONE = 'feat_ros, with a prior', 'feat_ros, one after the other'
 _MOST_GLOBAL, _MOST_PRIOR = 6.0, 3.5
+# A second, with a GPU.
+_LEAST_POSES = 100
 # Images of the map that see what the query sees.
 _SAME_PLACE = 10
 _STAGES = ('extract', 'retrieve', 'match', 'pnp')
@@ -61,9 +64,12 @@ class _Camera:
 
     name, weights_sha256 = 'sift', ''
 
-    def __init__(self, keypoints: int, threads: int) -> None:
+    def __init__(self, keypoints: int, threads: int, *, on_gpu: bool) -> None:
+        how = {'runtime': 'onnx', 'provider': 'cpu', 'threads': threads}
+        if on_gpu:
+            how = {'runtime': 'torch', 'provider': 'cuda', 'precision': 'fp16'}
         self._extractor = create_extractor(
-            'sfd2_lite', runtime='onnx', provider='cpu', max_keypoints=keypoints, threads=threads
+            'sfd2' if on_gpu else 'sfd2_lite', max_keypoints=keypoints, **how
         )
         self.config = self._extractor.config
         self.descriptor_dim = self._extractor.descriptor_dim
@@ -80,6 +86,8 @@ def bench_frame(
     num_images: int = 1000,
     keypoints: int = 1024,
     num_points: int = 3500,
+    *,
+    on_gpu: bool = False,
 ) -> JsonDict:
     """Localize pictures in a map of many images, globally and with a prior.
 
@@ -89,9 +97,11 @@ def bench_frame(
     with the one before as prior, the next image's features extracted meanwhile or not.
 
     :param repeat: how many queries.
+    :param on_gpu: extract with sfd2 in half precision by torch on the GPU, and match there.
+    :raises NetworkError: torch finds no GPU.
     """
     cv2.setNumThreads(threads)
-    camera = _Camera(keypoints, threads)
+    camera = _Camera(keypoints, threads, on_gpu=on_gpu)
     pictures = list(street_pictures().values())
     xfeat = xfeat_session(threads)
     planes = {'planes': pictures[0].transpose(2, 0, 1)[None].astype(np.float32)}
@@ -107,7 +117,8 @@ def bench_frame(
             found, _ = index.search(features.descriptors[:RETRIEVAL_FEATURES], wanted)
             return found[found < _SAME_PLACE]
 
-        localizer = Localizer(scene.map, camera, retrieve)
+        matcher = open_matcher('auto' if on_gpu else 'cpu')
+        localizer = Localizer(scene.map, camera, retrieve, matcher=matcher)
 
         def localize(query: Query, prior: PosePrior | None) -> LocalizationResult:
             camera.sees = query.features
@@ -147,6 +158,9 @@ def bench_frame(
         {},
         {name: {'latency_ms': float(np.median(each))} for name, (_, each) in streams.items()},
     )
+    if on_gpu:
+        rate = 1e3 / stream_rows[0]['median_ms']
+        checks.append(check('poses a second', rate, 'at least 100', rate >= _LEAST_POSES))
     return {
         'threads': {'network': threads},
         'tables': {title: rows, 'from pose to pose, of a camera that never stops': stream_rows},

@@ -16,7 +16,7 @@ pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
 from torch import nn, Tensor  # noqa: E402
 
 from feat_ros import extraction_bench  # noqa: E402
-from feat_ros.errors import DataError  # noqa: E402
+from feat_ros.errors import DataError, NetworkError  # noqa: E402
 from feat_ros.feature_bench.xfeat import XFeat  # noqa: E402
 from feat_ros.frame_bench import bench_frame  # noqa: E402
 
@@ -70,6 +70,8 @@ def test_without_a_gpu_it_says_so() -> None:
         pytest.skip('there is a GPU')
     with pytest.raises(DataError, match='needs a GPU'):
         extraction_bench.bench_cuda()
+    with pytest.raises(NetworkError, match='finds no GPU'):
+        bench_frame(3, on_gpu=True)
 
 
 def test_a_frame_is_measured_from_the_picture_to_the_pose() -> None:

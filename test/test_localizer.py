@@ -444,3 +444,19 @@ def test_the_queries_are_where_they_should_be(scene: Scene) -> None:
     between = walk(9, 0.5)[::3]
     for image, pose in zip(scene.queries, between, strict=True):
         assert_array_equal(image.cam_from_map.translation, pose.translation)
+
+
+def test_matching_by_torch_gives_the_same_pose(room_map: SfmMap, scene: Scene) -> None:
+    pytest.importorskip('torch', reason='torch is not installed')
+    from feat_ros.runtimes.torch_matching import TorchMatcher
+
+    extractor = create_extractor('sift', max_keypoints=600)
+    image = scene.queries[0]
+    picture = scene.room.shoot(CAMERA, image.cam_from_map)
+    by_torch = Localizer(room_map, extractor, matcher=TorchMatcher('cpu'))
+    results = [
+        found(each.localize(picture, CAMERA))
+        for each in (Localizer(room_map, extractor), by_torch)
+    ]
+    np.testing.assert_array_equal(results[0].matches, results[1].matches)
+    np.testing.assert_array_equal(results[0].covariance, results[1].covariance)

@@ -89,6 +89,9 @@ def add_parser(commands: Any) -> None:
         'network alone; making the map takes a minute or two.',
     )  # fmt: skip
     frame.add_argument(
+        '--gpu', action='store_true', help='sfd2 in half precision and matching by torch on a GPU'
+    )
+    frame.add_argument(
         '--threads', type=_count, default=2, metavar='N', help='of the networks; default 2'
     )
     scaling = _add(
@@ -327,7 +330,7 @@ def run_frame(args: argparse.Namespace) -> dict[str, Any]:
     """Measure a whole frame."""
     from feat_ros.frame_bench import bench_frame
 
-    return _show(bench_frame(args.repeat, args.threads))
+    return _show(bench_frame(args.repeat, args.threads, on_gpu=args.gpu))
 
 
 def run_scaling(args: argparse.Namespace) -> dict[str, Any]:
