@@ -124,11 +124,14 @@ def client(domain: int) -> Iterator[Client]:
     client.close()
 
 
-def test_a_node_is_replay(recording: Path, localizer: Localizer, tmp_path: Path) -> None:
-    """A frame's pose is what a replay says of it."""
+@pytest.mark.parametrize('ahead', [False, True])
+def test_a_node_is_replay(
+    recording: Path, localizer: Localizer, tmp_path: Path, ahead: bool
+) -> None:
+    """A frame's pose is what a replay says of it, extracted ahead or not."""
     replay(recording, localizer, tmp_path / 'out', source(odometry_topic=ODOMETRY))
     replayed = {int(row['stamp_ns']): row for row in rows_of(tmp_path / 'out')}
-    topics = {'odometry_topic': ODOMETRY, 'depth': 10, **TOPICS}
+    topics = {'odometry_topic': ODOMETRY, 'depth': 10, 'server__extract_ahead': ahead, **TOPICS}
     with (
         Graph() as graph,
         Graph() as other,
