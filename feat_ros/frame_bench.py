@@ -26,6 +26,7 @@ from feat_ros.bench import (
     take_turns,
     views,
 )
+from feat_ros.errors import DataError
 from feat_ros.extraction_bench import XFEAT, xfeat_session
 from feat_ros.extractors import create_extractor
 from feat_ros.image import Image
@@ -54,6 +55,7 @@ _SAME_PLACE = 10
 _STAGES = ('extract', 'retrieve', 'match', 'pnp')
 # Between two images of a camera that never stops.
 _EVERY_S = 0.005
+_PATIENCE_S = 120.0
 
 
 class _Camera:
@@ -130,7 +132,9 @@ def bench_frame(
             XFEAT: lambda query: xfeat.run(None, planes),
         }
         runs = take_turns(contenders, scene.queries)
-        is_found = [isinstance(result, PoseEstimate) for result in runs[PRIOR].results]
+        is_found = [isinstance(result, PoseEstimate) for result in runs[OURS].results]
+        if not any(is_found):
+            raise DataError(f'none of {repeat} queries is localized: take more of them')
         query = scene.queries[is_found.index(True)]
         camera.sees = query.features
         frame = Frame(0, pictures[0], query.camera)
@@ -182,7 +186,11 @@ def _stream(
     server.start(take)
     stamp_ns = 0
     # The first two start the rest.
+    give_up_s = time.monotonic() + _PATIENCE_S
     while len(poses) < count + 2:
+        if time.monotonic() > give_up_s:
+            server.stop()
+            raise DataError(f'{len(poses)} poses in {_PATIENCE_S:g} s: this machine is too slow')
         stamp_ns += round(_EVERY_S * 1e9)
         server.submit(replace(frame, stamp_ns=stamp_ns))
         time.sleep(_EVERY_S)

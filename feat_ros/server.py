@@ -10,7 +10,8 @@ A driver (ROS node, replay, DDS) converts its messages to :class:`Frame` and get
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 import logging
@@ -173,7 +174,7 @@ class FrameLocalizer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What was found in a frame before its turn came.
+    """What was found in a frame.
 
     :ivar localizer: whose extractor it was.
     :ivar ms: how long it took.
@@ -186,9 +187,10 @@ class _Seen:
 
 @dataclass(frozen=True, eq=False)
 class _Submitted:
-    """A frame that waits.
+    """A frame that waits, or whose turn it is.
 
     :ivar at_s: since when.
+    :ivar seen: what was found in it, once it has been looked at.
     """
 
     frame: Frame
@@ -308,7 +310,13 @@ class LocalizationServer:
         """
         with self._changed:
             self._counts['frames'] += len(frames)
-        return self._process({camera: _Submitted(frame, 0.0) for camera, frame in frames.items()})
+        with self._turn():
+            try:
+                moment = {n: self._look(_Submitted(frame, 0.0)) for n, frame in frames.items()}
+                return self._localize(moment, {}, is_live=False)
+            except FeatRosError as error:
+                self._count_failure(error, len(frames))
+                raise
 
     def start(self, on_record: Callable[[FrameRecord], None]) -> None:
         """Start the thread that localizes what is submitted, and one that extracts ahead.
@@ -320,7 +328,7 @@ class LocalizationServer:
             if self._threads:
                 raise RuntimeError('the server runs already: stop it first')
             self._waiting, self._replaced_ns, self._ready = {}, [], None
-            self._is_stopping, self._bug = False, None
+            self._is_stopping, self._bug, self._is_idle = False, None, True
             take, jobs = self._take_moment, {}
             if self.config.extract_ahead:
                 take, jobs['extraction'] = self._take_ready, self._extract_ahead
@@ -435,31 +443,39 @@ class LocalizationServer:
                 return
             for record in self._process_whatever(moment.frames):
                 on_record(record)
+            del moment
 
     def _extract_ahead(self) -> None:
-        """Extract features of the newest frames, each time so late that they are new when used."""
+        """Extract features of the newest frames, each time so late that they are new when used.
+
+        A frame that cannot be looked at is looked at again in its turn, when it is said why.
+        """
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ready is None or self._bug)
                 self._changed.wait_for(lambda: self._waiting or self._is_stopping)
                 wait_s = self._began_s + self._localize_s - self._extract_s - time.perf_counter()
                 self._changed.wait_for(lambda: self._is_idle or self._is_stopping, wait_s)
-                localizer = self._localizer
             moment = self._take_moment()
             began_s = time.perf_counter()
-            seen = {n: _look(each, localizer) for n, each in moment.frames.items()}
+            for camera, submitted in moment.frames.items():
+                with suppress(FeatRosError):
+                    moment.frames[camera] = self._look(submitted)
             with self._changed:
                 self._extract_s = time.perf_counter() - began_s
-                self._ready = replace(moment, frames=seen)
+                self._ready = moment
                 self._changed.notify_all()
-                if self._bug or not seen:
+                if self._bug or not moment.frames:
                     return
+            # Until another comes nothing of it, nor of a map that is left, is to be kept.
+            del moment, submitted
 
     def _take_ready(self) -> _Moment:
         """Wait for what was extracted ahead."""
         with self._changed:
-            now = time.perf_counter()
-            self._is_idle, self._localize_s = True, now - self._began_s
+            if not self._is_idle:
+                self._localize_s = time.perf_counter() - self._began_s
+            self._is_idle = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._ready is not None or self._bug)
             moment, self._ready = self._ready or _Moment(), None
@@ -502,97 +518,114 @@ class LocalizationServer:
             ]
             return _Moment({camera: self._waiting.pop(camera) for camera in chosen}, replaced_ns)
 
-    def _process_whatever(self, moment: Mapping[int, _Submitted]) -> list[FrameRecord]:
-        """Localize frames; images that cannot be used are records too."""
-        now = time.perf_counter()
-        try:
-            return self._process(moment, now)
-        except FeatRosError as error:
-            with self._changed:
-                localizer = self._localizer
-            if isinstance(error, SegmentError) and localizer.leave_out(error):
-                with self._changed:
-                    self._counts['failed'] -= len(moment)
-                return self._process_whatever(moment)
-            if len(moment) > 1:  # an image that cannot be used must not cost the others
-                with self._changed:
-                    self._counts['failed'] -= len(moment)
-                parts = [self._process_whatever({each: moment[each]}) for each in moment]
-                return [record for part in parts for record in part]
-            (submitted,) = moment.values()
-            stamp_ns, waited = submitted.frame.stamp_ns, now - submitted.at_s
-            _LOG.debug('frame at %d ns: %s', stamp_ns, error)
-            return [bad_image(stamp_ns, error, {'wait': waited * 1e3})]
-
-    def _process(
-        self, moment: Mapping[int, _Submitted], began_s: float | None = None
-    ) -> list[FrameRecord]:
-        """Localize frames as one.
-
-        :param began_s: when their turn came, if they have waited for it.
-        """
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until no other frame is being localized, then keep others waiting."""
         with self._changed:
             self._changed.wait_for(lambda: not self._busy)
             self._busy = True
-        frames = {camera: submitted.frame for camera, submitted in moment.items()}
-        first, *others = frames.values()
-        ms: dict[str, float] = {}
         try:
-            if began_s is not None:
-                ms['wait'] = (began_s - min(each.at_s for each in moment.values())) * 1e3
-            views = {}
-            for camera, submitted in moment.items():
-                if submitted.seen is None:
-                    views[camera], took = _view(submitted.frame)
-                else:
-                    took = submitted.seen.ms
-                    ms['wait'] -= sum(took.values())
-                _add(ms, took)
-            # Several cameras give the pose of their body, as if it were a camera.
-            whole = replace(first, cam_from_base=Rigid3d()) if others else first
-            with self._changed:
-                for camera, frame in [*frames.items()][::-1]:
-                    at = self._advance(frame, camera)
-                localizer, epoch, prior = self._localizer, self._epoch, self._prior(whole, at)
-            for camera, submitted in moment.items():
-                frame, seen = submitted.frame, submitted.seen
-                if seen is not None and seen.localizer is localizer:
-                    views[camera] = View(seen.features, frame.camera, Rigid3d())
-                elif seen is not None:  # another map, perhaps of other features
-                    views[camera], _ = _view(frame)
-                if others:
-                    views[camera] = replace(
-                        views[camera], cam_from_rig=frame.cam_from_base or Rigid3d()
-                    )
-            result = localizer.localize_rig([views[camera] for camera in moment], prior)
-            _add(ms, result.ms)
-            with self._changed:
-                if self._epoch != epoch:
-                    record = FrameRecord(first.stamp_ns, 'dropped', detail='a reset came first')
-                else:
-                    record = self._judge(whole, at, result)
-                record = replace(record, ms=ms)
-                self._count(record)
-                status = 'dropped' if record.status == 'dropped' else 'joined'
-                self._counts[status] += len(others)
-            return [
-                record,
-                *(
-                    FrameRecord(
-                        frame.stamp_ns, status, detail=f'see the frame at {at.stamp_ns} ns'
-                    )
-                    for frame in others
-                ),
-            ]
-        except FeatRosError as error:
-            with self._changed:
-                self._counts['failed'] += len(frames)
-                self._last_problem = str(error)
-            raise
+            yield
         finally:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
+
+    def _process_whatever(self, moment: Mapping[int, _Submitted]) -> list[FrameRecord]:
+        """Localize frames; images that cannot be used are records too, and cost no other."""
+        records: dict[int, FrameRecord] = {}
+        with self._turn():
+            waited_ms = (time.perf_counter() - min(each.at_s for each in moment.values())) * 1e3
+            waited_ms -= sum(sum(each.seen.ms.values()) for each in moment.values() if each.seen)
+            seen: dict[int, _Submitted] = {}
+            for camera, submitted in moment.items():
+                try:
+                    seen[camera] = self._look(submitted)
+                except FeatRosError as error:
+                    records[camera] = self._failed(submitted, error, waited_ms)
+            try:
+                if seen:
+                    localized = self._localize(seen, {'wait': waited_ms}, is_live=True)
+                    records |= zip(seen, localized, strict=True)
+            except FeatRosError as error:
+                records |= {n: self._failed(each, error, waited_ms) for n, each in seen.items()}
+        return [records[camera] for camera in moment]
+
+    def _failed(self, submitted: _Submitted, error: FeatRosError, waited_ms: float) -> FrameRecord:
+        _LOG.debug('frame at %d ns: %s', submitted.frame.stamp_ns, error)
+        self._count_failure(error, 1)
+        return bad_image(submitted.frame.stamp_ns, error, {'wait': waited_ms})
+
+    def _count_failure(self, error: FeatRosError, num_frames: int) -> None:
+        with self._changed:
+            self._counts['failed'] += num_frames
+            self._last_problem = str(error)
+
+    def _look(self, submitted: _Submitted) -> _Submitted:
+        """Decode a frame and extract what is in it, unless that was done with the same map.
+
+        :raises FeatRosError: its image cannot be used.
+        """
+        with self._changed:
+            localizer = self._localizer
+        if submitted.seen is not None and submitted.seen.localizer is localizer:
+            return submitted
+        frame, ms = submitted.frame, {}
+        image_rgb, started = frame.image_rgb, time.perf_counter()
+        if callable(image_rgb):
+            image_rgb = image_rgb()
+            ms['decode'] = (time.perf_counter() - started) * 1e3
+            started = time.perf_counter()
+        features = localizer.features(View(image_rgb, frame.camera, Rigid3d()))
+        ms['extract'] = (time.perf_counter() - started) * 1e3
+        return replace(submitted, seen=_Seen(features, localizer, ms))
+
+    def _localize(
+        self, moment: Mapping[int, _Submitted], ms: dict[str, float], *, is_live: bool
+    ) -> list[FrameRecord]:
+        """Localize frames that were looked at as one.
+
+        :param ms: what they have taken so far besides.
+        :param is_live: go on without what cannot be read of the map.
+        """
+        frames = {camera: submitted.frame for camera, submitted in moment.items()}
+        first, *others = frames.values()
+        # Several cameras give the pose of their body, as if it were a camera.
+        whole = replace(first, cam_from_base=Rigid3d()) if others else first
+        with self._changed:
+            for camera, frame in [*frames.items()][::-1]:
+                at = self._advance(frame, camera)
+            localizer, epoch, prior = self._localizer, self._epoch, self._prior(whole, at)
+        views = []
+        for submitted in moment.values():
+            seen = submitted.seen
+            # After a change of the map, perhaps to one of other features.
+            if seen is None or seen.localizer is not localizer:
+                seen = self._look(submitted).seen
+            assert seen is not None
+            _add(ms, seen.ms)
+            mount = submitted.frame.cam_from_base if others else None
+            views.append(View(seen.features, submitted.frame.camera, mount or Rigid3d()))
+        while True:
+            try:
+                result = localizer.localize_rig(views, prior)
+                break
+            except SegmentError as error:
+                if not (is_live and localizer.leave_out(error)):
+                    raise
+        _add(ms, result.ms)
+        with self._changed:
+            if self._epoch != epoch:
+                record = FrameRecord(first.stamp_ns, 'dropped', detail='a reset came first')
+            else:
+                record = self._judge(whole, at, result)
+            record = replace(record, ms=ms)
+            self._count(record)
+            status = 'dropped' if record.status == 'dropped' else 'joined'
+            self._counts[status] += len(others)
+        detail = f'see the frame at {at.stamp_ns} ns'
+        joined = [FrameRecord(frame.stamp_ns, status, detail=detail) for frame in others]
+        return [record, *joined]
 
     def _advance(self, frame: Frame, camera: int) -> _Waypoint:
         """Note the frame's stamp and odometry."""
@@ -702,28 +735,6 @@ class LocalizationServer:
         self._epoch += 1
         self._way = self._fix = self._hint = self._map_from_odom = None
         self._camera_ns = {}
-
-
-def _view(frame: Frame) -> tuple[View, dict[str, float]]:
-    """Return what its camera saw, and how long it took to decode."""
-    image_rgb, ms = frame.image_rgb, {}
-    if callable(image_rgb):
-        started = time.perf_counter()
-        image_rgb = image_rgb()
-        ms['decode'] = (time.perf_counter() - started) * 1e3
-    return View(image_rgb, frame.camera, Rigid3d()), ms
-
-
-def _look(submitted: _Submitted, localizer: FrameLocalizer) -> _Submitted:
-    """Extract a frame's features; what goes wrong is left for its turn, when it is said."""
-    try:
-        view, ms = _view(submitted.frame)
-        started = time.perf_counter()
-        features = localizer.features(view)
-    except FeatRosError:
-        return submitted
-    ms['extract'] = (time.perf_counter() - started) * 1e3
-    return replace(submitted, seen=_Seen(features, localizer, ms))
 
 
 def _add(ms: dict[str, float], more: Mapping[str, float]) -> None:

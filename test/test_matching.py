@@ -194,6 +194,35 @@ def test_a_gpu_that_fails_leaves_matching_to_the_cpu(
     assert 'Tried to allocate 2.00 GiB; it goes on on the CPU' in record.message
 
 
+def test_few_queries_do_not_take_the_whole_map_at_once() -> None:
+    pytest.importorskip('torch')
+    from feat_ros.runtimes.torch_matching import TorchMatcher
+
+    asked: list[int] = []
+
+    class Asked(LazyRows):
+        """Rows that say how many are read."""
+
+        def __getitem__(self, rows: slice) -> Float32:
+            part = super().__getitem__(rows)
+            asked.append(len(part))
+            return part
+
+    query = unit(np.random.default_rng(8), 3, 32)
+    reference = Asked(1_200_000, {1_100_000: query[1]}, 32)
+    matches, _ = TorchMatcher('cpu')(query, reference)
+    assert (1, 1_100_000) in as_pairs(matches)
+    assert max(asked) * 32 <= 1 << 24
+
+
+def test_rows_that_cannot_be_written(match: Matcher) -> None:
+    query, reference = (unit(np.random.default_rng(seed), 20, 16) for seed in (9, 10))
+    expected = match(query, reference, dot_similarity)[0]
+    for rows in (query, reference):
+        rows.setflags(write=False)
+    assert_array_equal(match(query, reference, dot_similarity)[0], expected)
+
+
 def test_another_similarity_is_left_to_numpy() -> None:
     pytest.importorskip('torch')
     from feat_ros.runtimes.torch_matching import TorchMatcher
@@ -233,4 +262,20 @@ def test_on_a_gpu_torch_matches(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(runtimes, '_has_gpu', lambda: True)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda: None)
     assert isinstance(runtimes.open_matcher('auto'), TorchMatcher)
+
+
+def test_a_gpu_that_torch_cannot_use_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch = pytest.importorskip('torch')
+
+    def fail() -> Any:
+        raise RuntimeError('CUDA error: out of memory')
+
+    monkeypatch.setattr(runtimes, '_has_gpu', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'Stream', fail)
+    assert runtimes.open_matcher('auto') is mutual_nearest
+    assert 'on the CPU: torch: CUDA error: out of memory' in caplog.text

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 import logging
 import threading
+import time
 from typing import Any
 
 from conftest import CAMERA, Scene, walk, Whole
@@ -119,7 +120,9 @@ def test_pose_of_the_base() -> None:
     record = server.process(frame(0, odom_from_base, cam_from_base=CAM_FROM_BASE))
     assert (record.stamp_ns, record.status, record.reason) == (START, 'localized', None)
     assert (record.mode, record.num_matches, record.num_inliers) == ('global', 50, 40)
-    assert record.ms == {'extract': 10.0, 'pnp': 5.0}
+    # To what the localizer says comes what it took to look.
+    assert record.ms == {'extract': pytest.approx(10.0, abs=9.9), 'pnp': 5.0}
+    assert record.ms['extract'] > 10.0
     assert_same(record.map_from_base, truth)
     assert_same(server.map_from_odom, ODOM_FROM_MAP.inverse())
 
@@ -448,7 +451,9 @@ def test_latency_percentiles_of_the_last_frames() -> None:
     latency = server.snapshot().latency_ms
     for q in (50, 95):
         assert latency['pnp'][f'p{q}'] == pytest.approx(np.percentile(times[1:], q))
-        assert latency['total'][f'p{q}'] == pytest.approx(np.percentile(times[1:], q) + 1)
+        total = latency['total'][f'p{q}']
+        assert total > np.percentile(times[1:], q) + 1
+        assert total == pytest.approx(np.percentile(times[1:], q) + 1, abs=20.0)
 
 
 def test_options_are_checked() -> None:
@@ -628,9 +633,6 @@ def eyes() -> Iterator[tuple[Eyes, LocalizationServer, Records]]:
     server.start(records)
     server.submit(frame(0))
     assert localizer.entered.acquire(timeout=WAIT_S)
-    # Else the next is extracted when what is in work is nearly done.
-    with server._changed:
-        server._localize_s = 0.0
     server.submit(frame(1))
     for _ in range(2):
         assert localizer.looked.acquire(timeout=WAIT_S)
@@ -644,6 +646,7 @@ def test_the_next_frame_is_extracted_while_one_is_localized(eyes: Ahead) -> None
     localizer, server, records = eyes
     assert not records.all
     # One that is extracted is not replaced any more.
+    submitted_s = time.perf_counter()
     for seconds in (2, 3):
         server.submit(frame(seconds))
     localizer.go.release(3)
@@ -655,6 +658,8 @@ def test_the_next_frame_is_extracted_while_one_is_localized(eyes: Ahead) -> None
     ms = records.all[3].ms
     assert list(ms) == ['wait', 'extract', 'pnp']
     assert ms['wait'] >= 0 and ms['extract'] >= 10.0
+    # What was extracted while it waited does not count twice.
+    assert sum(ms.values()) <= (time.perf_counter() - submitted_s) * 1e3 + 15.0
 
 
 def test_what_is_extracted_ahead_is_new_when_its_turn_comes(eyes: Ahead) -> None:
@@ -666,6 +671,7 @@ def test_what_is_extracted_ahead_is_new_when_its_turn_comes(eyes: Ahead) -> None
         server._localize_s = 600.0
     for seconds in (2, 3):
         server.submit(frame(seconds))
+    assert not localizer.looked.acquire(timeout=0.1)
     localizer.go.release(2)
     server.stop()
     assert [r.status for r in records.all] == ['localized', 'localized', 'dropped', 'localized']
@@ -679,7 +685,8 @@ def test_features_of_another_map_are_not_used(eyes: Ahead) -> None:
     localizer.go.release()
     server.stop()
     assert [r.status for r in records.all] == ['dropped', 'localized']
-    assert script.views[0][0].image_rgb is BLANK
+    assert len(localizer.extracted) == 2
+    assert script.views[0][0].image_rgb not in localizer.extracted
 
 
 def test_what_cannot_be_extracted_is_said_in_its_turn(eyes: Ahead) -> None:
@@ -708,6 +715,39 @@ def test_a_bug_in_extraction_ends_both_threads(
         server.stop()
     assert len(records.all) == 2
     assert 'extraction thread ended by a bug' in caplog.text
+
+
+def test_a_bug_in_what_takes_records_ends_both_threads() -> None:
+    taken: list[FrameRecord] = []
+
+    def take(record: FrameRecord) -> None:
+        taken.append(record)
+        raise ZeroDivisionError('oops')
+
+    localizer = Eyes()
+    server = LocalizationServer(localizer, AHEAD)
+    server.start(take)
+    for seconds in (0, 1):
+        server.submit(frame(seconds))
+        assert localizer.looked.acquire(timeout=WAIT_S)
+    localizer.go.release()
+    with pytest.raises(RuntimeError, match='ended by a bug'):
+        server.stop()
+    assert len(taken) == 1
+
+
+def test_cameras_of_one_moment_are_extracted_ahead() -> None:
+    script, records = Script(*[estimate(place(1))] * 2), Records()
+    server = LocalizationServer(script, replace(AHEAD, moment_wait_s=1.0))
+    server.process_moment({0: rig_frame(0), 1: rig_frame(0, 0.5)})
+    server.start(records)
+    server.submit(rig_frame(0.1), 0)
+    server.submit(rig_frame(0.1, 0.5), 1)
+    server.stop()
+    assert [r.status for r in records.all] == ['localized', 'joined']
+    left, right = script.views[1]
+    assert_same(left.cam_from_rig, place(0))
+    assert_same(right.cam_from_rig, place(-0.5))
 
 
 class Broken(Whole):
@@ -781,6 +821,44 @@ def test_a_segment_that_goes_is_done_without(can_do_without: bool) -> None:
         assert snapshot.failed == 2
     with pytest.raises(SegmentError):
         LocalizationServer(Holed(True)).process(frame(3))
+
+
+def test_what_is_known_stays_when_a_segment_goes() -> None:
+    """The frame is not taken for a second one of its stamp."""
+    holed, records = Holed(can_do_without=True), Records()
+    holed.left_out.append(1)
+    server = LocalizationServer(holed)
+    server.start(records)
+    server.submit(frame(0, place(0)))
+    records.wait(1)
+    holed.left_out.clear()
+    server.submit(frame(1, place(0)))
+    server.stop()
+    assert [record.status for record in records.all] == ['localized'] * 2
+    assert server.snapshot().resets == 0
+
+
+def test_a_segment_is_left_out_of_the_map_it_is_of() -> None:
+    server = LocalizationServer(Script())
+    other = Script(estimate(place(0)))
+
+    class Going(Holed):
+        """Its map is replaced while it is read."""
+
+        def localize_rig(
+            self, views: Sequence[View], prior: PosePrior | None = None
+        ) -> LocalizationResult:
+            """Fail once."""
+            server.set_map(other)
+            return super().localize_rig(views, prior)
+
+    going, records = Going(can_do_without=True), Records()
+    server.set_map(going)
+    server.start(records)
+    server.submit(frame(0))
+    server.stop()
+    assert going.left_out == [2]
+    assert records.all[0].detail == 'a reset came first'
 
 
 def test_a_bug_is_not_swallowed(caplog: pytest.LogCaptureFixture) -> None:

@@ -715,8 +715,15 @@ def test_a_run_starts_from_weights(tmp_path: Path, photos: Path) -> None:
     with pytest.raises(NetworkError, match=r'first\.npz do not exist'):
         Run(LITE, config, tmp_path / 'other')
     save_weights(tmp_path / 'first.npz', replace(shipped, arrays={'a': np.zeros(1, np.float32)}))
-    with pytest.raises(NetworkError, match=r'does not fit: .*"a"'):
+    with pytest.raises(NetworkError, match=r'first\.npz does not fit: .*"a"'):
         Run(LITE, config, tmp_path / 'other')
+    save_weights(tmp_path / 'first.npz', replace(shipped, options={'tones': 'raw'}))
+    with pytest.raises(NetworkError, match=r"of a network with \{'tones': 'raw'\}, this one has"):
+        Run(LITE, config, tmp_path / 'other')
+    # What is mended is begun in the same folder; once begun it may lie elsewhere.
+    other = run_config(photos, steps=2, start_from=str(WEIGHTS / 'sfd2_lite.npz'))
+    Run(LITE, other, tmp_path / 'other').train(last_step=1)
+    assert Run(LITE, config, tmp_path / 'other').step == 1
 
 
 def test_a_run_does_not_change_its_mind(tmp_path: Path, photos: Path) -> None:

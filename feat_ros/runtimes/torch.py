@@ -116,7 +116,8 @@ class TorchRuntime:
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Another thread may match, or open the network of another map.
+            with torch.cuda.graph(graph, capture_error_mode='thread_local'):
                 outputs = self._network(image, valid_wh)
         except torch.cuda.OutOfMemoryError:
             raise

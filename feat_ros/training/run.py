@@ -55,6 +55,10 @@ _MACHINE = {
     'photos', 'town', 'validation_town', 'device', 'threads', 'workers', 'log_every',
     'checkpoint_every', 'validate_every', 'validation_batches',
 }  # fmt: skip
+# What it started from is in it then.
+_ONCE_BEGUN = _MACHINE | {'start_from'}
+# Options of a network that change what it gives, not what its weights mean.
+_AFTERWARDS = {'stability_exponent'}
 # Pairs that the validation measures are made like those of the training, of photographs that it
 # does not see, from this seed.
 _VALIDATION_SEED = 77
@@ -72,23 +76,31 @@ class Trainee(nn.Module):
         self.network = network
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
 
-    def start_from(self, weights: Weights, prefix: str, largest_scale: float) -> None:
+    def start_from(self, weights: Weights, system: System, config: RunConfig) -> None:
         """Take over what was learned, and a temperature as when that was finished.
 
-        :param prefix: what goes before the names of the network that learns.
-        :raises NetworkError: names or shapes that are not those of the network.
+        :raises NetworkError: options, names or shapes that are not those of the network.
         """
+        told, known = (
+            {name: value for name, value in each.options.items() if name not in _AFTERWARDS}
+            for each in (weights, system)
+        )
+        if told != known:
+            raise NetworkError(
+                f'start_from={config.start_from}: they are of a network with {told}, this one has '
+                f'{known}'
+            )
         learned = {
-            name.removeprefix(prefix): torch.from_numpy(np.array(value, np.float32))
+            name.removeprefix(system.prefix): torch.from_numpy(np.array(value, np.float32))
             for name, value in weights.arrays.items()
         }
         try:
             self.network.load_state_dict(learned)
         except RuntimeError as error:
             problem = str(error).splitlines()[-1].strip()
-            raise NetworkError(f'start_from={weights.network} does not fit: {problem}') from None
+            raise NetworkError(f'start_from={config.start_from} does not fit: {problem}') from None
         with torch.no_grad():
-            self.log_scale.fill_(math.log(_FINISHED * largest_scale))
+            self.log_scale.fill_(math.log(_FINISHED * config.largest_scale))
 
 
 class Contrast(NamedTuple):
@@ -199,14 +211,14 @@ class Run:
         start: Weights | None = None
         if config.start_from and is_new:
             start = load_weights(Path(config.start_from), system.network)
+        self.trainee = Trainee(system.make())
+        if start is not None:
+            self.trainee.start_from(start, self.system, config)
+        self.trainee.to(self.device)
         if self.team.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.keep_config(folder, config, _MACHINE)
+            checkpoint.keep_config(folder, config, _MACHINE if is_new else _ONCE_BEGUN)
             self._write_manifest(None if start is None else start.sha256)
-        self.trainee = Trainee(system.make())
-        if start:
-            self.trainee.start_from(start, system.prefix, config.largest_scale)
-        self.trainee.to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.trainee.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay,
             fused=self.device.type == 'cuda',
