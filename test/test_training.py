@@ -721,7 +721,7 @@ def test_a_run_starts_from_weights(tmp_path: Path, photos: Path) -> None:
     with pytest.raises(NetworkError, match=r"of a network with \{'tones': 'raw'\}, this one has"):
         Run(LITE, config, tmp_path / 'other')
     # What is mended is begun in the same folder; once begun it may lie elsewhere.
-    other = run_config(photos, steps=2, start_from=str(WEIGHTS / 'sfd2_lite.npz'))
+    other = run_config(photos, steps=2, start_from='package')
     Run(LITE, other, tmp_path / 'other').train(last_step=1)
     assert Run(LITE, config, tmp_path / 'other').step == 1
 

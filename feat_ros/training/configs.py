@@ -62,7 +62,7 @@ class RunConfig(Config):
     )
     start_from: str | None = option(
         None, 'weights of the same network that it starts with, as "feat_ros train weights" '
-        'writes them; none: it knows nothing',
+        "writes them, or package: the package's own; none: it knows nothing",
     )  # fmt: skip
     holdout_every: int = option(16, 'one photograph in so many is for validation', minimum=2)
     seed: int = option(0, 'of weights and data', minimum=0)

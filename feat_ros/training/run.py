@@ -30,7 +30,8 @@ from torch import nn, Tensor
 from torch.utils.data import DataLoader
 
 from feat_ros.errors import ConfigError, DataError, NetworkError
-from feat_ros.models.weights import load_weights, save_weights, Weights
+from feat_ros.models.weights import load_weights, save_weights, trained_network, Weights
+from feat_ros.runtimes import WEIGHTS
 from feat_ros.training import checkpoint
 from feat_ros.training.configs import RunConfig
 from feat_ros.training.curves import Curves
@@ -210,7 +211,9 @@ class Run:
         is_new = not (folder / 'last.npz').exists()
         start: Weights | None = None
         if config.start_from and is_new:
-            start = load_weights(Path(config.start_from), system.network)
+            own = WEIGHTS / f'{trained_network(system.network)}.npz'
+            path = own if config.start_from == 'package' else Path(config.start_from)
+            start = load_weights(path, system.network)
         self.trainee = Trainee(system.make())
         if start is not None:
             self.trainee.start_from(start, self.system, config)

@@ -1,11 +1,11 @@
 # Copyright 2026 The feat_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Photographs with labels of four public collections, as training reads them.
+"""Photographs with labels of public collections, as training reads them.
 
 python gather.py SOURCES OUT reads checkouts (which and of what commit: docs/models/sfd2_lite.md)
 
-    SOURCES/building-facade-segmentation, SOURCES/coco_yolo, SOURCES/coco_subsets,
-    SOURCES/LUMS-Road-Dataset
+    SOURCES/building-facade-segmentation, coco_yolo, COCO-MINI, COCO_Tiny, mini-coco,
+    debug_dataloader and LUMS-Road-Dataset
 
 and writes OUT/facades, OUT/people, OUT/things and OUT/campus: NAME.jpg, at most 640 px, and
 NAME.group.png. Of COCO's pictures only those are taken whose own licence allows any use and any
@@ -15,6 +15,7 @@ above façades, which their labels leave out, is what is even and reaches the up
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import itertools
 import json
 from pathlib import Path
@@ -32,10 +33,12 @@ from feat_ros.semantics import StabilityGroup
 UInt8 = npt.NDArray[np.uint8]
 
 _LONGER_SIDE = 640
-_RUN = Path(__file__).parents[1] / 'sfd2_lite'
+_RUN = Path(__file__).parents[1] / 'sfd2_lite_first'
 # Of COCO's licences: attribution, attribution and share alike, no known restrictions, US works.
 _FREE = {4, 5, 7, 8}
 _MOVING = {'person', 'vehicle', 'animal'}
+# Small parts of COCO, with all its instances.
+_COCO = ('COCO-MINI', 'COCO_Tiny', 'mini-coco', 'debug_dataloader')
 # In the order of painting: a car stands before a hedge, a hedge before a façade.
 _FACADES = {
     'facade': StabilityGroup.LONG_TERM,
@@ -57,7 +60,7 @@ def main(sources: Path, out: Path) -> None:
     """Write all four."""
     facades(sources / 'building-facade-segmentation', out / 'facades')
     people(sources / 'coco_yolo', out / 'people')
-    things(sources / 'coco_subsets', out / 'things')
+    things([sources / name for name in _COCO], out / 'things')
     campus(sources / 'LUMS-Road-Dataset', out / 'campus')
 
 
@@ -82,38 +85,48 @@ def facades(source: Path, out: Path) -> None:
 
 def people(source: Path, out: Path) -> None:
     """People: one polygon a picture."""
-    data = json.loads((source / 'instances_val2017.json').read_text(encoding='utf-8'))
-    of_image = _by_image(data)
-    for image in data['images']:
-        if image['license'] not in _FREE:
-            continue
-        bgr = cv2.imread(str(source / 'images' / image['file_name']))
-        group = np.zeros(bgr.shape[:2], np.uint8)
-        for each in of_image[image['id']]:
-            _paint(group, each['segmentation'], StabilityGroup.DYNAMIC)
-        group[borders(group, 2)] = StabilityGroup.UNKNOWN
-        _write(out / Path(image['file_name']).stem, bgr, group)
+    path = source / 'coco' / 'annotations' / 'instances_val2017.json'
+    data = json.loads(path.read_text(encoding='utf-8'))
+    for image, found in _free_images(data):
+        bgr = cv2.imread(str(source / 'coco' / 'images' / 'val2017' / image['file_name']))
+        _write_moving(out, image, bgr, found)
 
 
-def things(source: Path, out: Path) -> None:
+def things(sources: list[Path], out: Path) -> None:
     """People, vehicles and animals, all of them in these pictures; the rest is unknown."""
-    data = json.loads((source / 'instances_merged.json').read_text(encoding='utf-8'))
-    kinds = {each['id']: each['supercategory'] for each in data['categories']}
+    known = set()
+    for path in (path for source in sources for path in sorted(source.rglob('instances*.json'))):
+        source = next(each for each in sources if each in path.parents)
+        data = json.loads(path.read_text(encoding='utf-8'))
+        kinds = {each['id']: each['supercategory'] for each in data['categories']}
+        for image, found in _free_images(data):
+            files = list(source.rglob(image['file_name']))
+            if image['id'] in known or not files:
+                continue
+            known.add(image['id'])
+            moving = [
+                each
+                for each in found
+                if kinds[each['category_id']] in _MOVING and isinstance(each['segmentation'], list)
+            ]
+            if moving:
+                _write_moving(out, image, cv2.imread(str(files[0])), moving)
+
+
+def _free_images(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Yield the images that may be used for anything, with their annotations."""
     of_image = _by_image(data)
     for image in data['images']:
-        moving = [
-            each
-            for each in of_image.get(image['id'], [])
-            if kinds[each['category_id']] in _MOVING and isinstance(each['segmentation'], list)
-        ]
-        if image['license'] not in _FREE or not moving:
-            continue
-        bgr = cv2.imread(str(source / 'images' / image['file_name']))
-        group = np.zeros(bgr.shape[:2], np.uint8)
-        for each in moving:
-            _paint(group, each['segmentation'], StabilityGroup.DYNAMIC)
-        group[borders(group, 2)] = StabilityGroup.UNKNOWN
-        _write(out / Path(image['file_name']).stem, bgr, group)
+        if image['license'] in _FREE:
+            yield image, of_image.get(image['id'], [])
+
+
+def _write_moving(out: Path, image: dict[str, Any], bgr: Any, found: list[dict[str, Any]]) -> None:
+    group = np.zeros(bgr.shape[:2], np.uint8)
+    for each in found:
+        _paint(group, each['segmentation'], StabilityGroup.DYNAMIC)
+    group[borders(group, 2)] = StabilityGroup.UNKNOWN
+    _write(out / Path(image['file_name']).stem, bgr, group)
 
 
 def campus(source: Path, out: Path) -> None:
