@@ -351,6 +351,7 @@ def test_maps_and_localizer_match_by_equation_1(tmp_path: Path) -> None:
         assert found.tolist() == wanted
 
     standing_in: Any = SimpleNamespace(
+        _matcher=mutual_nearest,
         extractor=SimpleNamespace(name='aislfd_exact'),
         map=SimpleNamespace(descriptors=lambda points: reference[points]),
     )
