@@ -133,7 +133,8 @@ def parse_options(
 ) -> T:
     """Make a configuration from ``name=value`` words of a command line.
 
-    A dot reaches into a nested configuration: ``pnp.max_error_px=6``.
+    A dot reaches into a nested configuration: ``pnp.max_error_px=6``. Commas are between
+    words of a list.
 
     :param base: plain values that the words go before, as :func:`from_dict` takes them.
     :raises ConfigError: a word without ``=``, an unknown name or an unusable value.
@@ -158,6 +159,8 @@ def _parse_value(text: str, hint: Any) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(None) in kinds and text.lower() == 'none':
         return None
+    if list[str] in kinds:
+        return [word for word in text.split(',') if word]
     if bool in kinds and text.lower() in ('true', 'false'):
         return text.lower() == 'true'
     for kind in (int, float):

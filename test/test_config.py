@@ -35,6 +35,7 @@ class Options(Config):
     threads: int | str = option('auto', 'Number of threads.')
     offset: tuple[int, ...] = option((0, 0), 'Shift, pixels.')
     solver: Solver = option(Solver, 'The solver.')
+    folders: list[str] = option(list, 'Where to look.')
 
 
 def test_defaults_are_those_of_the_dataclass() -> None:
@@ -54,9 +55,10 @@ def test_plain_values_and_back() -> None:
         'threads': 2,
         'offset': (1, 2),
         'solver': {'max_error_px': 2.0, 'method': 'gn'},
+        'folders': ['a'],
     }
     config = from_dict(Options, data)
-    assert config == Options(3, 1.0, True, 'b', 2.5, 2, (1, 2), Solver(2.0, 'gn'))
+    assert config == Options(3, 1.0, True, 'b', 2.5, 2, (1, 2), Solver(2.0, 'gn'), ['a'])
     assert to_dict(config) == data
 
 
@@ -111,7 +113,7 @@ def test_a_config_cannot_be_changed() -> None:
         (
             {'ratoi': 1, 'count': 3},
             r"Options has no option 'ratoi': it has count, ratio, verbose, name, limit_s, "
-            r'threads, offset, solver$',
+            r'threads, offset, solver, folders$',
         ),
     ],
 )
@@ -151,6 +153,9 @@ def test_only_a_table_of_options_makes_a_config(data: Any) -> None:
         ('limit_s=2', Options(limit_s=2.0)),
         ('threads=4', Options(threads=4)),
         ('threads=auto', Options(threads='auto')),
+        ('folders=a,b/c', Options(folders=['a', 'b/c'])),
+        ('folders=7', Options(folders=['7'])),
+        ('folders=', Options(folders=[])),
     ],
 )
 def test_words_of_a_command_line(word: str, expected: Options) -> None:

@@ -870,6 +870,14 @@ def test_the_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture
     assert written['pair']['light']['night_share'] == 0.25
     assert written['pair']['points'] == 20
     assert '1 of 1 steps' in capsys.readouterr().out
+    words = [f'photos={photos}', 'holdout_every=4', 'steps=1', 'workers=0', 'pair.pairs=1']
+    words += ['pair.size=64', 'pair.points=20']
+    told = [each for word in words for each in ('--set', word)]
+    command = ['train', 'sfd2_lite', '--out', str(tmp_path / 'told')]
+    assert main(command) == 1
+    assert 'no folder of photographs is named' in capsys.readouterr().err
+    assert main([*command, *told]) == 0
+    assert '1 of 1 steps' in capsys.readouterr().out
     about = tmp_path / 'about.json'
     about.write_text('{"licence": "mine"}')
     out = tmp_path / 'mine.npz'

@@ -29,10 +29,11 @@ from feat_ros.training.configs import (
 
 Run = Callable[[argparse.Namespace], dict[str, Any]]
 
-_EXAMPLE = """feat_ros train town-cache --out town_frames
+_EXAMPLE = """feat_ros train {0} --set photos=photographs --out run
+  feat_ros train town-cache --out town_frames
   feat_ros train {0} --config {0}.json --out run
 with {0}.json:
-  {{"photos": ["photographs"], "town": "town_frames"}}"""
+  {{"photos": ["photographs", "more"], "town": "town_frames"}}"""
 _NETWORKS: Mapping[str, tuple[type[Any], str]] = {
     'sfd2_lite': (LiteConfig, 'a CPU trains it in a night, a GPU in minutes'),
     'sfd2': (Sfd2Config, 'it needs a GPU'),
@@ -82,7 +83,9 @@ def add_parser(commands: Any) -> None:
             'holds labels. A folder that holds a run is gone on with, exactly where it was left.',
             _EXAMPLE.format(name), config.describe(options),
         )  # fmt: skip
-        system.add_argument('--config', type=Path, required=True, metavar='FILE', help='JSON')
+        system.add_argument(
+            '--config', type=Path, metavar='FILE', help='options as JSON; --set goes before them'
+        )
         system.add_argument('--out', type=Path, required=True, metavar='DIR', help='the run')
         system.add_argument(
             '--minutes', type=float, default=math.inf, metavar='M',
@@ -187,9 +190,8 @@ def run_system(args: argparse.Namespace) -> dict[str, Any]:
     from feat_ros.training.systems import get_system
 
     logging.getLogger('feat_ros').setLevel(logging.INFO)
-    options = config.parse_options(
-        _NETWORKS[args.system][0], args.options, _read_json(args.config)
-    )
+    given = None if args.config is None else _read_json(args.config)
+    options = config.parse_options(_NETWORKS[args.system][0], args.options, given)
     run = Run(get_system(args.system), options, args.out)
     step = run.train(seconds=60 * args.minutes)
     print(f'{step} of {run.config.steps} steps: {args.out}')

@@ -189,6 +189,8 @@ class Run:
         torch.manual_seed(config.seed)
         photos = find_photos(config.photos)
         self.held_out = photos[config.holdout_every - 1 :: config.holdout_every]
+        if not photos:
+            raise DataError('no folder of photographs is named: --set photos=FOLDER')
         if not self.held_out:
             raise DataError(
                 f'{len(photos)} photograph(s) leave none for validation: add some, or set '
