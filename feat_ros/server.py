@@ -310,9 +310,11 @@ class LocalizationServer:
         """
         with self._changed:
             self._counts['frames'] += len(frames)
-        with self._turn():
+        moment = {camera: _Submitted(frame, 0.0) for camera, frame in frames.items()}
+        with self._turn() as localizer:
             try:
-                moment = {n: self._look(_Submitted(frame, 0.0)) for n, frame in frames.items()}
+                for camera, submitted in moment.items():
+                    moment[camera] = _look(submitted, localizer)
                 return self._localize(moment, {}, is_live=False)
             except FeatRosError as error:
                 self._count_failure(error, len(frames))
@@ -456,11 +458,12 @@ class LocalizationServer:
                 self._changed.wait_for(lambda: self._waiting or self._is_stopping)
                 wait_s = self._began_s + self._localize_s - self._extract_s - time.perf_counter()
                 self._changed.wait_for(lambda: self._is_idle or self._is_stopping, wait_s)
+                localizer = self._localizer
             moment = self._take_moment()
             began_s = time.perf_counter()
             for camera, submitted in moment.frames.items():
                 with suppress(FeatRosError):
-                    moment.frames[camera] = self._look(submitted)
+                    moment.frames[camera] = _look(submitted, localizer)
             with self._changed:
                 self._extract_s = time.perf_counter() - began_s
                 self._ready = moment
@@ -468,7 +471,7 @@ class LocalizationServer:
                 if self._bug or not moment.frames:
                     return
             # Until another comes nothing of it, nor of a map that is left, is to be kept.
-            del moment, submitted
+            del localizer, moment, submitted
 
     def _take_ready(self) -> _Moment:
         """Wait for what was extracted ahead."""
@@ -519,13 +522,14 @@ class LocalizationServer:
             return _Moment({camera: self._waiting.pop(camera) for camera in chosen}, replaced_ns)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _turn(self) -> Iterator[FrameLocalizer]:
         """Wait until no other frame is being localized, then keep others waiting."""
         with self._changed:
             self._changed.wait_for(lambda: not self._busy)
             self._busy = True
+            localizer = self._localizer
         try:
-            yield
+            yield localizer
         finally:
             with self._changed:
                 self._busy = False
@@ -534,13 +538,13 @@ class LocalizationServer:
     def _process_whatever(self, moment: Mapping[int, _Submitted]) -> list[FrameRecord]:
         """Localize frames; images that cannot be used are records too, and cost no other."""
         records: dict[int, FrameRecord] = {}
-        with self._turn():
+        with self._turn() as localizer:
             waited_ms = (time.perf_counter() - min(each.at_s for each in moment.values())) * 1e3
             waited_ms -= sum(sum(each.seen.ms.values()) for each in moment.values() if each.seen)
             seen: dict[int, _Submitted] = {}
             for camera, submitted in moment.items():
                 try:
-                    seen[camera] = self._look(submitted)
+                    seen[camera] = _look(submitted, localizer)
                 except FeatRosError as error:
                     records[camera] = self._failed(submitted, error, waited_ms)
             try:
@@ -561,25 +565,6 @@ class LocalizationServer:
             self._counts['failed'] += num_frames
             self._last_problem = str(error)
 
-    def _look(self, submitted: _Submitted) -> _Submitted:
-        """Decode a frame and extract what is in it, unless that was done with the same map.
-
-        :raises FeatRosError: its image cannot be used.
-        """
-        with self._changed:
-            localizer = self._localizer
-        if submitted.seen is not None and submitted.seen.localizer is localizer:
-            return submitted
-        frame, ms = submitted.frame, {}
-        image_rgb, started = frame.image_rgb, time.perf_counter()
-        if callable(image_rgb):
-            image_rgb = image_rgb()
-            ms['decode'] = (time.perf_counter() - started) * 1e3
-            started = time.perf_counter()
-        features = localizer.features(View(image_rgb, frame.camera, Rigid3d()))
-        ms['extract'] = (time.perf_counter() - started) * 1e3
-        return replace(submitted, seen=_Seen(features, localizer, ms))
-
     def _localize(
         self, moment: Mapping[int, _Submitted], ms: dict[str, float], *, is_live: bool
     ) -> list[FrameRecord]:
@@ -598,10 +583,8 @@ class LocalizationServer:
             localizer, epoch, prior = self._localizer, self._epoch, self._prior(whole, at)
         views = []
         for submitted in moment.values():
-            seen = submitted.seen
-            # After a change of the map, perhaps to one of other features.
-            if seen is None or seen.localizer is not localizer:
-                seen = self._look(submitted).seen
+            # Once more after a change of the map, perhaps to one of other features.
+            seen = _look(submitted, localizer).seen
             assert seen is not None
             _add(ms, seen.ms)
             mount = submitted.frame.cam_from_base if others else None
@@ -735,6 +718,24 @@ class LocalizationServer:
         self._epoch += 1
         self._way = self._fix = self._hint = self._map_from_odom = None
         self._camera_ns = {}
+
+
+def _look(submitted: _Submitted, localizer: FrameLocalizer) -> _Submitted:
+    """Decode a frame and extract what is in it, unless that was done for the same localizer.
+
+    :raises FeatRosError: its image cannot be used.
+    """
+    if submitted.seen is not None and submitted.seen.localizer is localizer:
+        return submitted
+    frame, ms = submitted.frame, {}
+    image_rgb, started = frame.image_rgb, time.perf_counter()
+    if callable(image_rgb):
+        image_rgb = image_rgb()
+        ms['decode'] = (time.perf_counter() - started) * 1e3
+        started = time.perf_counter()
+    features = localizer.features(View(image_rgb, frame.camera, Rigid3d()))
+    ms['extract'] = (time.perf_counter() - started) * 1e3
+    return replace(submitted, seen=_Seen(features, localizer, ms))
 
 
 def _add(ms: dict[str, float], more: Mapping[str, float]) -> None:

@@ -121,8 +121,8 @@ def test_pose_of_the_base() -> None:
     assert (record.stamp_ns, record.status, record.reason) == (START, 'localized', None)
     assert (record.mode, record.num_matches, record.num_inliers) == ('global', 50, 40)
     # To what the localizer says comes what it took to look.
-    assert record.ms == {'extract': pytest.approx(10.0, abs=9.9), 'pnp': 5.0}
-    assert record.ms['extract'] > 10.0
+    assert list(record.ms) == ['extract', 'pnp']
+    assert record.ms['extract'] > 10.0 and record.ms['pnp'] == 5.0
     assert_same(record.map_from_base, truth)
     assert_same(server.map_from_odom, ODOM_FROM_MAP.inverse())
 
@@ -446,14 +446,13 @@ def test_latency_percentiles_of_the_last_frames() -> None:
     ]
     server = LocalizationServer(Script(*answers), ServerConfig(latency_window=4))
     assert server.snapshot().latency_ms == {}
-    for number in range(5):
-        server.process(frame(number))
+    records = [server.process(frame(number)) for number in range(5)]
+    totals = [sum(record.ms.values()) for record in records]
+    assert all(total > t + 1 for total, t in zip(totals, times, strict=True))
     latency = server.snapshot().latency_ms
     for q in (50, 95):
         assert latency['pnp'][f'p{q}'] == pytest.approx(np.percentile(times[1:], q))
-        total = latency['total'][f'p{q}']
-        assert total > np.percentile(times[1:], q) + 1
-        assert total == pytest.approx(np.percentile(times[1:], q) + 1, abs=20.0)
+        assert latency['total'][f'p{q}'] == pytest.approx(np.percentile(totals[1:], q))
 
 
 def test_options_are_checked() -> None:
