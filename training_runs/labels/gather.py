@@ -5,12 +5,13 @@
 python gather.py SOURCES OUT reads checkouts (which and of what commit: docs/models/sfd2_lite.md)
 
     SOURCES/building-facade-segmentation, coco_yolo, COCO-MINI, COCO_Tiny, mini-coco,
-    debug_dataloader and LUMS-Road-Dataset
+    debug_dataloader, DeepDataMiningLearning, tiny_coco, ATSS and LUMS-Road-Dataset
 
 and writes OUT/facades, OUT/people, OUT/things and OUT/campus: NAME.jpg, at most 640 px, and
-NAME.group.png. Of COCO's pictures only those are taken whose own licence allows any use and any
-change. What no one has labelled is unknown, and so is what is near the border of a label; the sky
-above façades, which their labels leave out, is what is even and reaches the upper border.
+NAME.group.png; of people, things and OUT/coco128, which must be there, four in one at half the
+size are OUT/small. Of COCO's pictures only those are taken whose own licence allows any use and
+any change. What no one has labelled is unknown, and so is what is near the border of a label; the
+sky above façades, which their labels leave out, is what is even and reaches the upper border.
 """
 
 from __future__ import annotations
@@ -24,21 +25,27 @@ from typing import Any
 import zlib
 
 import cv2
-from label_streets import borders, close, disk, grow
+from label_streets import borders, close, disk, find_plants, grow
 import numpy as np
 import numpy.typing as npt
 
 from feat_ros.semantics import StabilityGroup
+from feat_ros.training.pictures import label_path
 
 UInt8 = npt.NDArray[np.uint8]
 
 _LONGER_SIDE = 640
+# How often each picture comes among the small ones.
+_SMALL_TURNS = 2
 _RUN = Path(__file__).parents[1] / 'sfd2_lite_first'
 # Of COCO's licences: attribution, attribution and share alike, no known restrictions, US works.
 _FREE = {4, 5, 7, 8}
-_MOVING = {'person', 'vehicle', 'animal'}
-# Small parts of COCO, with all its instances.
-_COCO = ('COCO-MINI', 'COCO_Tiny', 'mini-coco', 'debug_dataloader')
+_MOVING = {'person', 'vehicle', 'animal', 'bicycle', 'car', 'motorcycle'}
+# Small parts of COCO with all its instances, or those of people, or of people and vehicles.
+_COCO = (
+    'COCO-MINI', 'COCO_Tiny', 'mini-coco', 'debug_dataloader', 'DeepDataMiningLearning',
+    'tiny_coco', 'ATSS',
+)  # fmt: skip
 # In the order of painting: a car stands before a hedge, a hedge before a façade.
 _FACADES = {
     'facade': StabilityGroup.LONG_TERM,
@@ -57,11 +64,12 @@ _CAMPUS: UInt8 = np.array([0, 2, 4, 4, 4], np.uint8)
 
 
 def main(sources: Path, out: Path) -> None:
-    """Write all four."""
+    """Write all five."""
     facades(sources / 'building-facade-segmentation', out / 'facades')
     people(sources / 'coco_yolo', out / 'people')
     things([sources / name for name in _COCO], out / 'things')
     campus(sources / 'LUMS-Road-Dataset', out / 'campus')
+    small([out / name for name in ('coco128', 'people', 'things')], out / 'small')
 
 
 def facades(source: Path, out: Path) -> None:
@@ -73,11 +81,16 @@ def facades(source: Path, out: Path) -> None:
         for image in data['images']:
             (file,) = path.parent.rglob(image['file_name'])
             bgr = cv2.imread(str(file))
-            group = np.zeros(bgr.shape[:2], np.uint8)
+            group, facade = np.zeros((2, *bgr.shape[:2]), np.uint8)
             for name, value in _FACADES.items():
                 for each in of_image.get(image['id'], []):
                     if names[each['category_id']] == name:
                         _paint(group, each['segmentation'], value)
+                        if name == 'facade':
+                            _paint(facade, each['segmentation'], 1)
+            # The outline of a bare tree holds more of the façade than of the tree.
+            is_see_through = (group == StabilityGroup.SHORT_TERM) & (facade > 0)
+            group[is_see_through & ~find_plants(bgr)[0]] = StabilityGroup.UNKNOWN
             group[_sky(bgr, group)] = StabilityGroup.VOLATILE
             group[borders(group, 3)] = StabilityGroup.UNKNOWN
             _write(out / image['file_name'].partition('.rf.')[0], bgr, group)
@@ -98,7 +111,9 @@ def things(sources: list[Path], out: Path) -> None:
     for path in (path for source in sources for path in sorted(source.rglob('instances*.json'))):
         source = next(each for each in sources if each in path.parents)
         data = json.loads(path.read_text(encoding='utf-8'))
-        kinds = {each['id']: each['supercategory'] for each in data['categories']}
+        kinds = {
+            each['id']: each.get('supercategory', each['name']) for each in data['categories']
+        }
         for image, found in _free_images(data):
             files = list(source.rglob(image['file_name']))
             if image['id'] in known or not files:
@@ -111,6 +126,37 @@ def things(sources: list[Path], out: Path) -> None:
             ]
             if moving:
                 _write_moving(out, image, cv2.imread(str(files[0])), moving)
+
+
+def small(folders: list[Path], out: Path) -> None:
+    """Four pictures in one, each at half its size: people as a street shows them."""
+    width, height = _LONGER_SIDE // 2, _LONGER_SIDE * 3 // 8
+    paths = [path for folder in folders for path in sorted(folder.glob('*.jpg'))]
+    rng = np.random.default_rng(0)
+    for turn in range(_SMALL_TURNS):
+        order = rng.permutation(len(paths))
+        for number, four in enumerate(order[: len(order) // 4 * 4].reshape(-1, 4)):
+            cells = [_cell(paths[each], width, height) for each in four]
+            bgr, group = (
+                np.vstack([np.hstack(row) for row in (part[:2], part[2:])])
+                for part in zip(*cells, strict=True)
+            )
+            _write(out / f'{turn}_{number:03}', bgr, group)
+
+
+def _cell(path: Path, width: int, height: int) -> tuple[UInt8, UInt8]:
+    """Return the middle of a picture and of its labels at a size; its border is unknown."""
+    bgr = np.asarray(cv2.imread(str(path)), np.uint8)
+    group = np.asarray(cv2.imread(str(label_path(path)), cv2.IMREAD_GRAYSCALE), np.uint8)
+    rows, columns = group.shape
+    zoom = max(width / columns, height / rows)
+    size = max(width, round(columns * zoom)), max(height, round(rows * zoom))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    part = slice(top, top + height), slice(left, left + width)
+    bgr = np.asarray(cv2.resize(bgr, size, interpolation=cv2.INTER_AREA), np.uint8)[part]
+    group = np.asarray(cv2.resize(group, size, interpolation=cv2.INTER_NEAREST), np.uint8)[part]
+    cv2.rectangle(group, (0, 0), (width - 1, height - 1), int(StabilityGroup.UNKNOWN), 4)
+    return bgr, group
 
 
 def _free_images(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
