@@ -170,6 +170,11 @@ def add_parser(commands: Any) -> None:
     weights.add_argument(
         '--about', type=Path, metavar='FILE', help='JSON that the file is to hold: licence, data'
     )
+    weights.add_argument(
+        '--calibrate', action='store_true',
+        help='make the stability right on the photographs that the run held out, those that have '
+        'labels nearly everywhere (sfd2_lite)',
+    )  # fmt: skip
     weights.set_defaults(run=run_weights)
 
 
@@ -271,11 +276,14 @@ def _write_files(
 def run_weights(args: argparse.Namespace) -> dict[str, Any]:
     """Write what a run has learned so far."""
     from feat_ros.models.weights import save_weights
+    from feat_ros.training.calibration import calibrate
     from feat_ros.training.run import averaged_weights, network_of
     from feat_ros.training.systems import get_system
 
     about = None if args.about is None else _read_json(args.about)
     weights = averaged_weights(get_system(network_of(args.folder)), args.folder, about)
+    if args.calibrate:
+        weights = calibrate(weights, args.folder)
     save_weights(args.out, weights)
     step, steps = weights.provenance['step'], weights.provenance['steps']
     print(f'weights after {step} of {steps} steps: {args.out}')
