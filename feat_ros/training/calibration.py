@@ -25,7 +25,7 @@ from feat_ros.errors import DataError
 from feat_ros.models.sfd2_lite import FlatPoints, GROUPS, Sfd2Lite, tones
 from feat_ros.models.weights import Weights
 from feat_ros.training.pairs import OUTPUT_OF_GROUP
-from feat_ros.training.pictures import find_photos, Picture, read_photo
+from feat_ros.training.pictures import find_photos, held_out, Picture, read_photo
 
 # The bias of the rank head; its outputs from 1 on are the stability groups.
 _BIAS = 'network.rank_head.2.bias'
@@ -41,17 +41,19 @@ def calibrate(weights: Weights, run: Path) -> Weights:
     provenance says how many they were, and their cross-entropy before and after.
 
     :param run: folder of the run.
-    :raises DataError: not weights of ``sfd2_lite``, or no such photograph has points of every
-        group.
+    :raises DataError: not weights of ``sfd2_lite``, the folders that the run's configuration names
+        are not here, or no such photograph has points of every group.
     """
     if weights.network != 'sfd2_lite':
         raise DataError(f'--calibrate is for sfd2_lite, not for {weights.network}: leave it out')
     network = Sfd2Lite(_POINTS, **weights.options)
     network.load_state_dict({name: torch.tensor(each) for name, each in weights.arrays.items()})
     network.eval()
+    config: Mapping[str, Any] = json.loads((run / 'config.json').read_text(encoding='utf-8'))
+    photos = find_photos(config['photos'])
     found = [
         points_of(network, picture)
-        for picture in map(read_photo, held_out(run))
+        for picture in map(read_photo, held_out(photos, config['holdout_every']))
         if _is_full(picture)
     ]
     logits, group = (torch.cat(part) for part in zip(*found, strict=True)) if found else ((), ())
@@ -74,16 +76,6 @@ def calibrate(weights: Weights, run: Path) -> Weights:
     return replace(
         weights, arrays=arrays, provenance=weights.provenance | {'calibration': described}
     )
-
-
-def held_out(run: Path) -> list[Path]:
-    """List the photographs that a run keeps for validation.
-
-    :raises DataError: the folders its configuration names are not here.
-    """
-    config: Mapping[str, Any] = json.loads((run / 'config.json').read_text(encoding='utf-8'))
-    photos = find_photos(config['photos'])
-    return photos[config['holdout_every'] - 1 :: config['holdout_every']]
 
 
 def points_of(network: Sfd2Lite, picture: Picture) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,11 @@ def find_photos(folders: list[str]) -> list[Path]:
     return list(found.values())
 
 
+def held_out(photos: list[Path], every: int) -> list[Path]:
+    """Return one in so many of the photographs: training does not see it."""
+    return photos[every - 1 :: every]
+
+
 def data_manifest(
     paths: list[Path], has_sam: bool = False, has_corners: bool = False
 ) -> list[dict[str, str]]:

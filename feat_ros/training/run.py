@@ -41,6 +41,7 @@ from feat_ros.training.pictures import (
     corners_path,
     data_manifest,
     find_photos,
+    held_out,
     label_path,
     sam_path,
 )
@@ -188,7 +189,7 @@ class Run:
         cv2.setNumThreads(1)
         torch.manual_seed(config.seed)
         photos = find_photos(config.photos)
-        self.held_out = photos[config.holdout_every - 1 :: config.holdout_every]
+        self.held_out = held_out(photos, config.holdout_every)
         if not photos:
             raise DataError('no folder of photographs is named: --set photos=FOLDER')
         if not self.held_out:
